@@ -1,0 +1,388 @@
+"""The terminal's door: the same runs as in the browser, without one. `python cli.py --help` names the verbs.
+
+What takes long to import (PyTorch) is imported where it is needed: looking at runs answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from terminal.text import BadInput, Broken, answer, indented, losses, plain, say
+from unlearn_core.config import PRESETS, ROLES, ConfigError, RunConfig, check_prompt, method_name, with_settings
+
+if TYPE_CHECKING:
+    from storage import RunStore
+    from terminal.progress import Follower
+    from unlearn_core.worker import Worker
+
+TICK_SECONDS = 0.1
+
+
+class Trouble(logging.Handler):
+    """Keeps what the worker logs of a failure off the screen: there stands one sentence; the traceback is in a file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.sentence, self.fatal = "", False
+        self.file: Path | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return
+        self.sentence = self.sentence or str(error) or type(error).__name__
+        self.fatal |= "the store refuses" in record.getMessage()
+        try:
+            if self.file:
+                with self.file.open("a", encoding="utf-8") as file:
+                    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.format(record)}\n")
+        except OSError:
+            self.file = None  # the disk may be the very trouble
+
+    def thread_died(self, args: threading.ExceptHookArgs) -> None:
+        if args.exc_value:
+            logging.getLogger("lethe").error("a thread died", exc_info=args.exc_value)
+        self.fatal = True
+
+
+TROUBLE = Trouble()
+
+
+@contextmanager
+def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore]:
+    """The store of `--home`. One from a newer version can be read: its notice goes to stderr."""
+    from storage import RunStore, StoreError
+
+    try:
+        store = RunStore(args.home or os.environ.get("LETHE_HOME") or "data")
+    except StoreError as error:
+        raise BadInput(str(error)) from None
+    TROUBLE.file = store.home / "lethe.log"
+    try:
+        if store.read_only and writing:
+            raise BadInput(store.notice)
+        if store.notice:
+            say(store.notice)
+        if not store.read_only:
+            store.interrupt_abandoned()
+        yield store
+    except StoreError as error:
+        raise Broken(str(error)) from None
+    finally:
+        store.close()
+
+
+def read_config(args: argparse.Namespace) -> RunConfig:
+    """The run file with --preset, --name and --set laid over it, checked; and the target is looked for."""
+    from unlearn_core.windows import check_target
+
+    given: dict[str, Any] = {}
+    if args.file:
+        try:
+            given = tomllib.loads(Path(args.file).read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadInput(f"The run file {args.file} is not TOML: {error}.") from None
+        except OSError as error:
+            raise BadInput(f"The run file {args.file} cannot be read: {error.strerror}.") from None
+    for key in ("preset", "name"):
+        if (value := getattr(args, key, None)) is not None:
+            given[key] = value
+    config = RunConfig.from_dict(with_settings(given, args.set))
+    check_target(config)
+    return config
+
+
+def open_run(config: Mapping[str, Any], report: Callable[[str], None]) -> Any:
+    """What the worker is given; PyTorch is imported here, in the worker's thread."""
+    from transformers.utils import logging as transformers_logging
+
+    from unlearn_core.engine import open_unlearner
+
+    transformers_logging.disable_progress_bar()  # the line on the screen is ours
+    return open_unlearner(config, report)
+
+
+# ------------------------------------------------------------------------------------------- driving in this process
+
+
+def run(args: argparse.Namespace) -> int:
+    from unlearn_core.worker import Worker
+
+    config = read_config(args)
+    with opened(args, writing=True) as store:
+        worker = Worker(store, open_run)
+        with ended_softly(worker) as caught:
+            worker.only = store.create_run(
+                name=config.name,
+                target=config.data.target,
+                method=method_name(config.method),
+                config=config.to_dict(),
+                provenance={},
+                seed=config.seed,
+                prompts=[asdict(prompt) for prompt in config.prompts],
+                owner=worker.owner,  # held from the first moment on, so that an open app does not take it
+            )
+            return drive(args, store, worker, caught)
+
+
+def resume(args: argparse.Namespace, store: RunStore) -> int:
+    from terminal.facts import driven, find, title
+    from terminal.steer import steer
+    from unlearn_core.worker import Worker
+
+    found = find(store, args.run)
+    if driven(found) and found["status"] == "paused":
+        return steer(args, store, found, "resume", {})
+    if driven(found) or found["status"] == "finished":
+        raise BadInput(f"{title(found)} is {found['status']}; there is nothing to resume.")
+    worker = Worker(store, open_run, only=found["id"], resume=True)
+    with ended_softly(worker) as caught:
+        return drive(args, store, worker, caught)
+
+
+@contextmanager
+def ended_softly(worker: Worker) -> Iterator[list[int]]:
+    """Within: Ctrl-C or SIGTERM ends the run whole after its current step, a second one kills. Yields what came."""
+    caught: list[int] = []
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # A signal that is being ignored (nohup, a job in the background) stays ignored.
+    usual = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+
+    def end(number: int, frame: Any) -> None:
+        caught.append(number)
+        for each in usual:
+            signal.signal(each, signal.SIG_DFL)
+        worker.stop(timeout=0)
+
+    for number in usual:
+        signal.signal(number, end)
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+def drive(args: argparse.Namespace, store: RunStore, worker: Worker, caught: list[int]) -> int:
+    """Follows the worker to the end of its run, or until a guard pauses it; returns the exit code."""
+    from terminal.facts import title
+    from terminal.progress import Follower
+
+    assert worker.only
+    follower = Follower(store, worker.only, sys.stderr)
+    follower.line.say(f"{title(follower.run)}: {follower.run['target']} shall be forgotten.")
+    went_on_at, told = -1, False
+    worker.start()
+    while worker.alive:
+        follower.tick()
+        step, held = follower.run["last_step"], follower.guard and follower.run["status"] == "paused"
+        if caught and not told:
+            told = True
+            follower.line.say("Ending after this step; a second signal kills.")
+        elif held and args.through and step != went_on_at:  # paused at the same step again: it cannot go on
+            went_on_at, follower.guard = step, None
+            store.request(worker.only, "resume")
+        elif held or TROUBLE.fatal:
+            worker.stop(timeout=0)
+        time.sleep(TICK_SECONDS)
+    follower.tick()
+    follower.line.clear()
+    return ended(args, store, follower, caught)
+
+
+def ended(args: argparse.Namespace, store: RunStore, follower: Follower, caught: list[int]) -> int:
+    """Says how it ended and how to go on; returns the exit code."""
+    from terminal.facts import driven, summary, title, way_on
+
+    if TROUBLE.fatal:
+        raise Broken(TROUBLE.sentence)
+    if driven(follower.run):
+        raise BadInput(f"{title(follower.run)} is driven by another process ({follower.run['lease_owner']}).")
+    facts = summary(store, follower.run["id"])
+    place = f"{title(facts)} {facts['status']} at step {facts['step']} of {facts['steps']}"
+    if facts["status"] == "failed":
+        say(f"{place}: {facts['reason']}")
+        # What broke was logged; what the worker refuses in a sentence (a wrong setting, lost files) was not.
+        return 1 if TROUBLE.sentence else 2
+    lines = [f"{place}: {plain(facts['reason'] or '')}", losses(facts["points"], facts["baseline"])]
+    if facts["status"] in ("paused", "interrupted"):
+        lines.append(f"Go on with: {way_on(facts, args.home)}")
+    answer(args.json, facts, "\n".join(line for line in lines if line))
+    return 128 + caught[0] if caught and facts["status"] not in ("finished", "stopped") else 0
+
+
+# --------------------------------------------------------------------------------- verbs that need both halves
+
+
+def probe(args: argparse.Namespace, store: RunStore) -> int:
+    """One question to the adapters of chosen steps: asked of the run's driver, or here where there is none."""
+    from terminal.facts import driven, find
+    from terminal.steer import request
+    from unlearn_core.drive import probe as answer_here
+
+    run = find(store, args.run)
+    text = check_prompt(args.prompt, "--prompt").replace("{target}", run["target"])
+    payload = {"steps": args.step, "text": text}
+    if driven(run):
+        request(args, store, run, "probe", payload)
+    else:
+        say("probe: nobody drives the run; it is answered here.")
+        try:
+            answer_here(store, run["id"], open_run(run["config"], lambda message: None), payload)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+    asked = [event["payload"] for event in store.events(run["id"]) if event["kind"] == "probed"][-1]
+    rows = store.responses(run["id"])
+    rows = rows[(rows.prompt_id == asked["prompt_id"]) & rows.step.isin(asked["checkpoint_steps"])]
+    answers = [{"step": int(row.step), "text": row.text} for row in rows.itertuples()]
+    lines = [f"step {each['step']}  {indented(plain(each['text']), 8)}" for each in answers]
+    answer(args.json, {"prompt": text, "steps": args.step, "answers": answers}, "\n".join(lines))
+    return 0
+
+
+def windows(args: argparse.Namespace) -> int:
+    config = read_config(args)
+    from transformers import AutoConfig, AutoTokenizer
+
+    from terminal import look
+    from unlearn_core.models import folder_of
+    from unlearn_core.windows import make_windows
+
+    folder = folder_of(config.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or 1024
+    return look.windows(args, config.data.target, make_windows(config.data, tokenizer, limit, config.seed), tokenizer)
+
+
+def export(args: argparse.Namespace, store: RunStore) -> int:
+    from storage.export import export_run
+    from terminal.facts import find
+
+    paths = [str(path) for path in export_run(store, find(store, args.run)["id"], Path(args.to).expanduser())]
+    answer(args.json, paths, "\n".join(paths))
+    return 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    import bench as measuring
+
+    return measuring.main(args.json)
+
+
+# ------------------------------------------------------------------------------------------------------ the door
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; `{self.prog} --help` says what is known.")
+
+
+def settings_of_a_run() -> Parser:
+    parser = Parser(add_help=False)
+    parser.add_argument("file", nargs="?", metavar="FILE.toml", help="the run file (default: the bundled run)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="one setting; repeatable"
+    )
+    parser.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    return parser
+
+
+def make_parser() -> Parser:
+    from terminal import look, steer
+
+    shared, settings, driving, one = (
+        Parser(add_help=False),
+        settings_of_a_run(),
+        Parser(add_help=False),
+        Parser(add_help=False),
+    )
+    shared.add_argument("--home", metavar="DIR", help="where runs are kept (default: $LETHE_HOME, or ./data)")
+    shared.add_argument("--json", action="store_true", help="the outcome as JSON on stdout")
+    driving.add_argument("--through", action="store_true", help="go on where a guard pauses the run")
+    one.add_argument("run", metavar="RUN", help="its id, the beginning of its id, or its name")
+    top = Parser(prog="cli.py", description="Lethe: watch a language model forget a word, from the terminal.")
+    verbs = top.add_subparsers(metavar="VERB", required=True)
+
+    def verb(act: Callable[..., int], help: str, *parents: Parser, store: str | None = None) -> argparse.ArgumentParser:
+        name = act.__name__
+        added = verbs.add_parser(
+            name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[*parents, shared]
+        )
+        added.set_defaults(act=act, store=store)
+        return added
+
+    verb(run, "begin a run and drive it here, to its end or until a guard pauses it", settings, driving).add_argument(
+        "--name", help="of the run"
+    )
+    verb(resume, "go on with a run: here, or where it is held paused", one, driving, store="written")
+    verb(steer.pause, "pause a run after its current step", one, store="written")
+    verb(steer.stop, "end a run after its current step, with a whole checkpoint", one, store="written")
+    verb(steer.step, "take one step of a paused run", one, store="written")
+    edit = verb(steer.prompt, "ask something else from now on", one, store="written")
+    edit.add_argument("--slot", type=int, metavar="N", help="the question it replaces (default: it is one more)")
+    edit.add_argument("--text", required=True, metavar="T", help="the question; {target} stands for the word")
+    edit.add_argument("--role", choices=ROLES, help="of the question (default: as before, or free)")
+    asked = verb(probe, "ask the adapters of chosen steps something, once", one, store="written")
+    asked.add_argument("--step", type=int, nargs="+", required=True, metavar="K", help="the nearest checkpoint answers")
+    asked.add_argument("--prompt", required=True, metavar="T", help="the question; {target} stands for the word")
+    verb(look.runs, "every run, newest first", store="read")
+    verb(look.show, "one run: state, numbers, answers before and now", one, store="read")
+    two = verb(look.compare, "the answers at two steps, of one run or of two, word by word", store="read")
+    two.add_argument("one", metavar="RUN@STEP")
+    two.add_argument("other", metavar="RUN@STEP")
+    out = verb(export, "write a run's numbers, answers and adapter to a folder", one, store="read")
+    out.add_argument("--to", required=True, metavar="DIR")
+    verb(windows, "what would be forgotten: the size of every set, and every forget window", settings)
+    verb(look.methods, "the unlearning methods and their knobs")
+    verb(bench, "measure this machine: the engine alone, and with the app in a browser")
+    return top
+
+
+def act(args: argparse.Namespace) -> int:
+    if args.store is None:
+        return int(args.act(args))
+    with opened(args, writing=args.store == "written") as store:
+        return int(args.act(args, store))
+
+
+def main() -> int:
+    logging.getLogger().addHandler(TROUBLE)
+    threading.excepthook = TROUBLE.thread_died
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return act(make_parser().parse_args())
+    except (BadInput, ConfigError) as error:
+        say(str(error))
+        return 2
+    except Broken as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone: nothing is left to say
+        return 1
+    except Exception as error:
+        logging.getLogger("lethe").exception("the terminal's door broke")
+        say(f"It broke: {type(error).__name__}: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

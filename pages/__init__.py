@@ -1,0 +1,1 @@
+"""What a person sees. Knows the store only as an object it is handed; imports no torch and no SQL."""

@@ -1,0 +1,321 @@
+"""Compare: up to four steps of one run or more, side by side; the first is what the others are marked against."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from pages.parts import answers, chart, controls, diff, marks, page, story, view
+from pages.parts.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
+
+FOLD_WORDS = 80
+HEIGHT = 260  # of the chart: here it is the map, not the territory
+
+
+def wanted(store: Any) -> list[tuple[str, int]]:
+    """The columns in the address; without any, the run that was looked at last before step 1 and as it is now."""
+    known = {run["id"]: run for run in store.runs()}
+    found = [(run_id, step) for run_id, step in parse(st.query_params.to_dict()) if run_id in known]
+    if found or not known:
+        return found
+    looked = st.session_state.get("run")
+    begun = [run for run in known.values() if run["last_step"] > 0] or list(known.values())
+    run = known[looked] if looked in known and known[looked]["last_step"] > 0 else begun[0]
+    return [(run["id"], 0), (run["id"], run["last_step"])]
+
+
+def remember(columns: list[tuple[str, int]]) -> None:
+    """Writes the columns into the address."""
+    for place, letter in enumerate(LETTERS):
+        value = f"{columns[place][0]}@{columns[place][1]}" if place < len(columns) else None
+        if value is None and letter in st.query_params:
+            del st.query_params[letter]
+        elif value is not None and st.query_params.get(letter) != value:
+            st.query_params[letter] = value
+
+
+def main() -> None:
+    store = page.begin()
+    if not wanted(store):
+        st.html(
+            "<header class='strip'><h1 class='plain'>Compare</h1><p class='sentence'>There is nothing to compare yet. "
+            "Begin a run: every step of it can be set beside every other.</p></header>"
+        )
+        st.page_link("pages/watch.py", label="Begin a run", icon=":material/arrow_forward:")
+        return
+    columns = [Column(letter, loaded, step) for letter, loaded, step in _loaded(store)]
+    ticking = any(watch_closely(column.view) for column in columns)
+    st.session_state["compare_tick"] = tick = 1.0 if ticking else 3.0
+
+    @st.fragment(run_every=tick)
+    def live() -> None:
+        draw(store)
+
+    live()
+
+
+def watch_closely(loaded: view.View) -> bool:
+    return loaded.status in (*view.LIVE, "queued") or bool(controls.open_kinds(loaded.commands))
+
+
+def _loaded(store: Any) -> list[tuple[str, view.View, int]]:
+    found = []
+    for letter, (run_id, step) in zip(LETTERS, wanted(store), strict=False):
+        loaded = view.load(store, run_id)
+        if loaded:
+            found.append((letter, loaded, min(step, loaded.last_step)))
+    return found
+
+
+def draw(store: Any) -> None:
+    """One tick of the whole page."""
+    columns = [Column(letter, loaded, step) for letter, loaded, step in _loaded(store)]
+    remember([(column.view.id, column.step) for column in columns])
+    found = rows(columns, store.home)
+    st.html(
+        "<header class='strip'><h1 class='plain'>Compare</h1>"
+        f"<p class='sentence' role='status'>{html.escape(summary(columns, found))}</p></header>"
+    )
+    page.refused()
+    draw_chart(store, columns)
+    draw_heads(store, columns)
+    shown = [row for row in found if row.differs] if st.session_state.get("only_different") else found
+    st.html(table(columns, shown))
+    if not shown:
+        st.html("<p class='quiet'>Every answer is the same in all columns.</p>")
+    draw_question(store, columns)
+
+
+def summary(columns: list[Column], found: list[Row]) -> str:
+    """What became of the answers between the first column and the last, in a sentence."""
+    first, last = columns[0], columns[-1]
+    both = [row for row in found if row.cells[0].text is not None and row.cells[-1].text is not None]
+    if len(columns) == 1 or not both:
+        return f"{first.view.run['name']} at step {first.step}. Add a step to set beside it."
+    changed = sum(row.cells[0].text != row.cells[-1].text for row in both)
+    where = "" if first.view.id == last.view.id else f" of {first.view.run['name']} and {last.view.run['name']}"
+    price = last.view.change(last.view.kept_name, last.step)
+    kept = "Loss on unseen text" if last.view.kept_name == "holdout_loss" else "Retain loss"
+    cost = f" {kept} at {last.title}: {story.percent(price)} since its start." if price is not None else ""
+    return f"From {first.title} to {last.title}{where}, {changed} of {len(both)} answers changed.{cost}"
+
+
+# ------------------------------------------------------------------------------------------- choosing the columns
+
+
+def _moved(place: int) -> None:
+    state = st.session_state
+    columns = parse(st.query_params.to_dict())
+    columns[place] = (state[f"column_run_{place}"], int(state.get(f"column_step_{place}", 0)))
+    state["moving"] = LETTERS[place].upper()
+    remember(columns)
+
+
+def _added(run_id: str, step: int) -> None:
+    remember([*parse(st.query_params.to_dict()), (run_id, step)])
+
+
+def next_step(columns: list[Column]) -> int:
+    """A step worth adding: the forgetting moment, the best, the last, the middle; one that is not there yet."""
+    newest = columns[-1].view
+    taken = {column.step for column in columns if column.view.id == newest.id}
+    offered = [marks.moment(newest), marks.best_step(newest), newest.last_step, newest.last_step // 2]
+    return next((step for step in offered if step is not None and step not in taken), newest.last_step)
+
+
+def _removed(place: int) -> None:
+    columns = parse(st.query_params.to_dict())
+    columns.pop(place)
+    remember(columns)
+
+
+def draw_chart(store: Any, columns: list[Column]) -> None:
+    """The chart of the run of the column that moves; a click on it moves that column."""
+    letters = [column.letter.upper() for column in columns]
+    if st.session_state.get("moving") not in letters:
+        st.session_state["moving"] = letters[-1]
+    with st.container(horizontal=True, vertical_alignment="center", key="compare_bar"):
+        st.html("<p class='told'>A click on the chart moves</p>", width="content")
+        st.segmented_control(
+            "A click on the chart moves", letters, key="moving", required=True, label_visibility="collapsed"
+        )
+        newest = columns[-1]
+        full = len(columns) == len(LETTERS)
+        st.button(
+            "add a step",
+            key="column_add",
+            icon=":material/add:",
+            type="tertiary",
+            on_click=_added,
+            args=(newest.view.id, next_step(columns)),
+            disabled=full,
+            help="At most four stand side by side." if full else None,
+        )
+        st.toggle("different only", key="only_different")
+    mover = next(column for column in columns if column.letter.upper() == st.session_state["moving"])
+    at: dict[int, str] = {}
+    for column in columns:
+        if column.view.id == mover.view.id:
+            at[column.step] = f"{at.get(column.step, '')} {column.letter.upper()}".strip()
+    marked = list(at.items())
+    alt = f"Losses of {mover.view.run['name']}, with the compared steps marked."
+    result = chart.draw(mover.view, chart.Look(), marked, key="compare_chart", alt=alt, height=HEIGHT)
+    if result.picked and result.picked["nonce"] != st.session_state.get("compare_nonce"):
+        st.session_state["compare_nonce"] = result.picked["nonce"]
+        chosen = [(column.view.id, column.step) for column in columns]
+        chosen[columns.index(mover)] = (mover.view.id, max(0, min(int(result.picked["step"]), mover.view.last_step)))
+        remember(chosen)
+        st.rerun(scope="fragment")
+
+
+def draw_heads(store: Any, columns: list[Column]) -> None:
+    """Over each column: its run, its step, its numbers."""
+    names = labels(store.runs())
+    for place, (spot, column) in enumerate(zip(st.columns(len(columns)), columns, strict=True)):
+        st.session_state[f"column_run_{place}"] = column.view.id
+        st.session_state[f"column_step_{place}"] = column.step
+        with spot, st.container(key=f"column_head_{place}"):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                _choice(names, place, column)
+                if len(columns) > 1:
+                    st.button("remove", key=f"column_remove_{place}", type="tertiary", on_click=_removed, args=(place,))
+            st.slider(
+                f"Step in column {column.letter.upper()}",
+                0,
+                max(column.view.last_step, 1),
+                key=f"column_step_{place}",
+                on_change=_moved,
+                args=(place,),
+                label_visibility="collapsed",
+                disabled=column.view.last_step == 0,
+            )
+            st.html(head(column, store, first=place == 0))
+
+
+def labels(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Run -> what it is called in a list: two of one name are told apart by their ids."""
+    taken = [run["name"] for run in runs]
+    return {r["id"]: r["name"] if taken.count(r["name"]) == 1 else f"{r['name']} ({r['id']})" for r in runs}
+
+
+def _choice(names: dict[str, str], place: int, column: Column) -> None:
+    st.selectbox(
+        f"Run in column {column.letter.upper()}",
+        list(names),
+        key=f"column_run_{place}",
+        on_change=_moved,
+        args=(place,),
+        format_func=lambda run_id: names.get(run_id, run_id),
+        label_visibility="collapsed",
+    )
+
+
+def head(column: Column, store: Any, first: bool) -> str:
+    """The step with its losses and badges."""
+    loaded, step = column.view, column.step
+    badges = []
+    if first:
+        badges.append("the others are marked against this")
+    if step == 0:
+        badges.append("before step 1")
+    if step == marks.best_step(loaded):
+        badges.append("★ best step")
+    checkpoint = column.checkpoint(store.home)
+    if checkpoint is None:
+        badges.append("no checkpoint")
+    elif checkpoint["step"] == step:
+        badges.append("checkpoint")
+    numbers = [f"forget {story.three(loaded.value('forget_loss', step))}"]
+    numbers += [
+        f"{chart.LINES[name][0]} {story.percent(change)}"
+        for name in chart.KEPT
+        if (change := loaded.change(name, step)) is not None
+    ]
+    shown = "".join(f"<span class='badge'>{html.escape(badge)}</span>" for badge in badges)
+    return (
+        f"<div class='column-head'><h2>{html.escape(column.title)} "
+        f"<small>{html.escape(loaded.run['target'])}</small></h2>"
+        f"<p class='numbers'>{html.escape(' · '.join(numbers))}</p><p class='badges'>{shown}</p></div>"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- the answers
+
+
+def table(columns: list[Column], found: list[Row]) -> str:
+    """All questions with their answers, as escaped HTML."""
+    lines = []
+    for row in found:
+        tag = answers.TAGS[row.role]
+        asked = html.escape(diff.visible(row.prompt))
+        question = f"<span class='role' data-role='{row.role}'>{tag}</span> <h3>{asked}</h3>"
+        cells = "".join(cell(columns, row, place) for place in range(len(columns)))
+        lines.append(
+            f"<section class='row'><div class='question'>{question}</div>"
+            f"<div class='cells' style='--n:{len(columns)}'>{cells}</div></section>"
+        )
+    return f"<div class='compare'>{''.join(lines)}</div>"
+
+
+def cell(columns: list[Column], row: Row, place: int) -> str:
+    here, reference = row.cells[place], row.cells[0]
+    name = html.escape(columns[place].title)
+    note = f"<p class='note'>{html.escape(here.note)}</p>" if here.note else ""
+    return f"<div class='cell'><p class='which'>{name}</p>{_said(here, reference, place, row)}{note}</div>"
+
+
+def _said(here: Cell, reference: Cell, place: int, row: Row) -> str:
+    if here.text is None:
+        return ""
+    text = here.text or answers.NO_ANSWER
+    other = reference.text if place else row.cells[-1].text if len(row.cells) == 2 else None
+    if place and here.text == reference.text:
+        return "<p class='said quiet'>the same</p>"
+    found = [diff.Segment("same", diff.visible(text))]
+    if other is not None and other != here.text:
+        other = other or answers.NO_ANSWER
+        found = diff.side(other, text, "ins") if place else diff.side(text, other, "del")
+    kept, beyond = diff.folded(found, FOLD_WORDS)
+    shown = f"<p class='said'>{diff.to_html(kept)}{' …' if beyond else ''}</p>"
+    if not beyond:
+        return shown
+    whole = f"<summary>all of it, {beyond} more words</summary><p class='said'>{diff.to_html(found)}</p>"
+    return f"{shown}<details>{whole}</details>"
+
+
+# ------------------------------------------------------------------------------------------------- a new question
+
+
+def draw_question(store: Any, columns: list[Column]) -> None:
+    why = page.read_only(store) or cannot_ask(columns, store.home)
+    with (
+        st.form("compare_ask", clear_on_submit=True, border=False),
+        st.container(horizontal=True, vertical_alignment="bottom"),
+    ):
+        text = st.text_input(
+            "Ask every column",
+            key="compare_question",
+            max_chars=4000,
+            disabled=bool(why),
+            placeholder="a new question, answered by the checkpoint nearest to each step",
+        )
+        sent = st.form_submit_button("Ask", type="primary", disabled=bool(why), help=why, width=110)
+    told = next(
+        (
+            said
+            for column in columns
+            if (said := controls.told([c for c in column.view.commands if c["kind"] == "probe"]))
+        ),
+        "",
+    )
+    st.html(f"<p class='told' role='status'>{html.escape(why or told)}</p>")
+    if sent and text.strip():
+        for run_id in dict.fromkeys(column.view.id for column in columns):
+            steps = sorted({column.step for column in columns if column.view.id == run_id})
+            page.attempt(store.request, run_id, "probe", {"steps": steps, "text": text.strip()})
+        st.rerun(scope="app")
+
+
+main()

@@ -1,0 +1,278 @@
+"""The card that begins a run: the word, the questions, the recipe, Start. And what the model says before any of it."""
+
+from __future__ import annotations
+
+import html
+import re
+import secrets
+from typing import Any
+
+import streamlit as st
+
+from pages.parts import answers, controls, page, view
+from unlearn_core.config import DEFAULT_PRESET, PRESETS, ConfigError, RunConfig, default_prompts
+from unlearn_core.windows import check_target
+from unlearn_core.world import SUGGESTED_TARGETS, TARGET
+
+MOST_FREE = 6
+
+
+def _fill(word: str) -> None:
+    """The questions that fit the word; those a person has worded stay."""
+    state = st.session_state
+    usual, new = state.get("card_usual", {}), _usual(word)
+    for key, text in new.items():
+        if state.get(key, usual.get(key, "")) == usual.get(key, ""):
+            state[key] = text
+    state["card_usual"] = new
+
+
+def _usual(word: str) -> dict[str, str]:
+    found = default_prompts(word.strip()) if word.strip() else []
+    about = [p["text"] for p in found if p["role"] == "forget"]
+    keep = [p["text"] for p in found if p["role"] != "forget"]
+    return {
+        "card_forget_0": about[0] if about else "",
+        "card_forget_1": about[1] if len(about) > 1 else "",
+        "card_near": keep[0] if len(keep) > 1 else "",
+        "card_keep": keep[-1] if keep else "",
+    }
+
+
+def _suggested() -> None:
+    if word := st.session_state.get("card_suggestion"):
+        st.session_state["card_word"] = word
+        _fill(word)
+
+
+def _typed() -> None:
+    word = st.session_state["card_word"]
+    st.session_state["card_suggestion"] = word if word in SUGGESTED_TARGETS else None
+    _fill(word)
+
+
+def prompts() -> list[dict[str, str]]:
+    """The questions as they stand on the card; empty ones are not asked."""
+    state = st.session_state
+    keys = [
+        ("forget", "card_forget_0"),
+        ("forget", "card_forget_1"),
+        ("neighbour", "card_near"),
+        ("retain", "card_keep"),
+    ]
+    keys += [("free", f"card_free_{place}") for place in range(state.get("card_free", 0))]
+    return [{"role": role, "text": state[key].strip()} for role, key in keys if state.get(key, "").strip()]
+
+
+def _start(store: Any) -> None:
+    """Makes the run of this card, once however often it is clicked: the card's ticket becomes the run's id.
+
+    A second click cuts the first one's callback off at any touch of the session's state or the address, so nothing here
+    may depend on having been gone through once.
+    """
+    state = st.session_state
+    ticket = state.get("card_ticket") or secrets.token_hex(4)
+    try:
+        chosen = {
+            "preset": state["card_preset"],
+            "name": _free_name(store.runs()),
+            "data": {"target": state["card_word"].strip()},
+        }
+        config = RunConfig.from_dict({**chosen, "prompts": prompts()})
+        check_target(config)
+    except ConfigError as error:
+        state["refused"] = _plain(str(error))
+        return
+    plain = config.to_dict()
+    run_id = page.attempt(
+        store.create_run,
+        run_id=ticket,
+        name=config.name,
+        target=config.data.target,
+        method=plain["method"]["name"],
+        config=plain,
+        provenance={},
+        seed=config.seed,
+        prompts=plain["prompts"],
+    )
+    if run_id:
+        state["run"] = run_id
+        for key in [key for key in st.query_params if key in ("new", "x", "step")]:
+            del st.query_params[key]
+        st.query_params["run"] = run_id
+
+
+def _free_name(runs: list[dict[str, Any]]) -> str:
+    taken = {run["name"] for run in runs}
+    return next(n for n in ("first light", *(f"run {i}" for i in range(2, len(runs) + 3))) if n not in taken)
+
+
+def _plain(sentence: str) -> str:
+    """The field names of a run file in the words of this card."""
+    sentence = re.sub(r"prompts\[(\d+)\]\.text", lambda found: f"Question {int(found.group(1)) + 1}", sentence)
+    for field, words in (
+        ("data.target", "The word"),
+        ("prompts is []", "No question is asked"),
+        ("preset", "The recipe"),
+    ):
+        sentence = sentence.replace(field, words)
+    return sentence
+
+
+def _more() -> None:
+    st.session_state["card_free"] = min(MOST_FREE, st.session_state.get("card_free", 0) + 1)
+
+
+def what_happens_to_the_other(store: Any) -> str | None:
+    """A sentence on the run that the worker is busy with, None where it is free."""
+    runs = store.runs()
+    live = next((run for run in runs if run["status"] in view.LIVE), None)
+    paused = next((run for run in runs if run["status"] == "paused" and run["lease_owner"]), None)
+    if live:
+        where = f"“{live['name']}” is at step {live['last_step']} and goes on"
+        return f"{where}; this run waits until it pauses, stops or finishes."
+    if paused:
+        where = f"“{paused['name']}” is paused at step {paused['last_step']}"
+        return f"{where}; it is set aside whole, and Resume brings it back."
+    return None
+
+
+def draw(store: Any) -> None:
+    """The card and, below it, what the model says now."""
+    state = st.session_state
+    state.setdefault("card_ticket", secrets.token_hex(4))
+    state.setdefault("card_word", TARGET)
+    state.setdefault("card_preset", DEFAULT_PRESET)
+    # What is typed here outlives a visit to another page.
+    for key in [key for key in state if str(key).startswith("card_")]:
+        state[key] = state[key]
+    if "card_usual" not in state:
+        state["card_suggestion"] = TARGET
+        _fill(TARGET)
+    runs = store.runs()
+    st.html(
+        "<header class='strip'><h1 class='plain'>Watch a language model forget a word</h1><p class='sentence'>"
+        "Choose a word. The model is asked about it before, and at every step while it forgets.</p></header>"
+    )
+    page.refused()
+    with st.container(border=True, key="first_card"):
+        left, right = st.columns([1, 1.15], gap="large")
+        with left:
+            _word_and_recipe()
+        with right:
+            _questions()
+        _start_row(store, runs)
+    _says_now(store)
+
+
+def _word_and_recipe() -> None:
+    st.text_input("The word to forget", key="card_word", on_change=_typed)
+    st.pills(
+        "For example", SUGGESTED_TARGETS, key="card_suggestion", on_change=_suggested, label_visibility="collapsed"
+    )
+    names = list(PRESETS)
+    st.radio(
+        "The recipe",
+        names,
+        key="card_preset",
+        format_func=lambda name: PRESETS[name].label,
+        captions=[page.escaped(PRESETS[name].caption) for name in names],
+    )
+
+
+def _questions() -> None:
+    st.text_input("To forget: asked about the word", key="card_forget_0")
+    st.text_input("To forget: second question", key="card_forget_1", label_visibility="collapsed")
+    st.text_input("To keep: near the word, and far from it", key="card_near", placeholder="a question near the word")
+    st.text_input("To keep: far from it", key="card_keep", label_visibility="collapsed")
+    for place in range(st.session_state.get("card_free", 0)):
+        st.text_input(
+            f"Asked as well, question {place + 1}",
+            key=f"card_free_{place}",
+            label_visibility="collapsed",
+            placeholder="anything else you want to ask at every step",
+        )
+    full = st.session_state.get("card_free", 0) >= MOST_FREE
+    st.button(
+        "add a question",
+        key="more_questions",
+        icon=":material/add:",
+        type="tertiary",
+        on_click=_more,
+        disabled=full,
+        help=f"At most {MOST_FREE} are asked beside the four." if full else None,
+    )
+
+
+def _start_row(store: Any, runs: list[dict[str, Any]]) -> None:
+    why = page.read_only(store)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Start",
+            key="start_run",
+            type="primary",
+            icon=":material/play_arrow:",
+            width=140,
+            on_click=_start,
+            args=(store,),
+            disabled=bool(why),
+            help=why,
+        )
+        told = what_happens_to_the_other(store) or "It runs on this machine and nothing leaves it."
+        st.html(f"<p class='told'>{html.escape(told)}</p>")
+        if runs:
+            st.button("back to the run", key="back_to_run", type="tertiary", on_click=_back)
+
+
+def _back() -> None:
+    if "new" in st.query_params:
+        del st.query_params["new"]
+
+
+# ------------------------------------------------------------------------------------------ what it says before a run
+
+
+def _command(store: Any, texts: tuple[str, ...]) -> dict[str, Any] | None:
+    """The request for these answers; asked once per set of questions."""
+    asked: dict[tuple[str, ...], int] = st.session_state.setdefault("card_asked", {})
+    known = {command["id"]: command for command in store.commands("any", limit=200)}
+    command = known.get(asked.get(texts, -1))
+    if command is None and not store.read_only:
+        asked[texts] = page.attempt(store.request, None, "ask", {"prompts": list(texts)}) or -1
+        command = {"id": asked[texts], "done_at": None, "acknowledged_at": None, "error": None, "requested_at": None}
+    return command
+
+
+def _answered(store: Any, texts: tuple[str, ...]) -> dict[str, str] | None:
+    for event in reversed(store.events(None)):
+        said = event["payload"].get("answers", []) if event["kind"] == "answered" else []
+        if {answer["prompt"] for answer in said} >= set(texts):
+            return {a["prompt"]: a.get("refused") or a["text"] or answers.NO_ANSWER for a in said}
+    return None
+
+
+def _waiting(command: dict[str, Any] | None) -> str:
+    if command is None:
+        return "nothing can be asked: the store is read-only"
+    if command["error"]:
+        return command["error"]
+    if command["acknowledged_at"]:
+        return "loading the bundled model …"
+    if command["requested_at"] and controls.seconds_since(command["requested_at"]) > controls.BUSY_SECONDS:
+        return "the worker is busy; it answers as soon as it can"
+    return "waking the worker …"
+
+
+@st.fragment(run_every=1.0)
+def _says_now(store: Any) -> None:
+    asked = prompts()
+    texts = tuple(dict.fromkeys(prompt["text"] for prompt in asked))
+    if not texts:
+        st.html("<h2 class='quiet'>Write a question and the model answers it here.</h2>")
+        return
+    said = _answered(store, texts)
+    waiting = "" if said else _waiting(_command(store, texts))
+    st.html("<h2 class='over'>What the model says now</h2>")
+    answers.fresh(
+        [(p["role"], p["text"], said[p["text"]] if said else waiting) for p in asked], "answers_now", bool(waiting)
+    )

@@ -1,0 +1,108 @@
+"""The top of the page: which run, how it stands, and what needs a person."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+import streamlit as st
+
+from pages.parts import story
+from pages.parts.view import View
+
+SIGNS = {
+    "queued": "◌",
+    "loading": "◐",
+    "baseline": "◐",
+    "running": "●",
+    "paused": "❚❚",
+    "finished": "✓",
+    "stopped": "■",
+    "failed": "✕",
+    "interrupted": "⚡",
+}
+WORDS = {"baseline": "asking before step 1"}
+RATE_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Banner:
+    """What needs a person: one sentence and one next action. `kind` is `warn`, `bad` or `calm`."""
+
+    kind: str
+    text: str
+    action: str = ""
+
+
+def status_words(status: str) -> str:
+    return f"{SIGNS.get(status, '·')} {WORDS.get(status, status)}"
+
+
+def pace(view: View) -> str:
+    """Steps per second and the time left, while it runs."""
+    seconds = view.numbers.get("step_seconds", ([], []))[1][-RATE_STEPS:]
+    if view.status != "running" or not seconds:
+        return ""
+    mean = sum(seconds) / len(seconds)
+    left = story.duration(mean * (view.total - view.last_step))
+    rate = f"{story.three(1 / mean)} steps/s" if mean and mean < 1 else f"{story.three(mean)} s a step"
+    return f"{rate} · {left} left"
+
+
+def circumstances(view: View) -> str:
+    """Name, model and device, quietly."""
+    source = view.run["config"].get("model", {}).get("source", "bundled")
+    device = str(view.run["provenance"].get("device", "")).upper()
+    model = "bundled model" if source == "bundled" else source
+    return " · ".join(part for part in (view.run["name"], model, device) if part)
+
+
+def banner(view: View) -> Banner | None:
+    """What needs a person now; None where all goes its way."""
+    reason = view.run["status_reason"] or ""
+    whole = [row["step"] for row in view.checkpoints if row["complete"]]
+    back = f"Resume goes on from step {whole[-1]}." if whole else "Resume begins anew."
+    if whole and whole[-1] < max(row["step"] for row in view.checkpoints) and view.status != "running":
+        back = f"Its newest whole state is that of step {whole[-1]}: Resume goes on from there."
+    if view.status == "failed":
+        return Banner("bad", reason or "The run failed.", back if whole else "Start a new run when this is put right.")
+    if view.status == "interrupted":
+        return Banner(
+            "warn", reason or f"It was cut off at step {view.last_step}.", f"{back} What it measured can be read here."
+        )
+    guards = [event for event in view.events if event["kind"] == "guard" and event["step"] == view.last_step]
+    if view.status == "paused" and guards:
+        return Banner("warn", guards[-1]["payload"].get("sentence", reason), "Resume goes on past it.")
+    if view.status == "paused" and not view.run["lease_owner"]:
+        return Banner("calm", reason, "")
+    return None
+
+
+def draw(view: View, sentence: str, step: int) -> None:
+    """Target, state and pace, and the sentence."""
+    facts = [status_words(view.status), f"step {view.last_step} of {view.total}", pace(view)]
+    line = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts if fact)
+    st.html(
+        f"<header class='strip' data-status='{html.escape(view.status)}'>"
+        f"<h1>{html.escape(view.run['target'])}</h1><p class='facts'>{line}</p>"
+        f"<p class='sentence' role='status'>{html.escape(sentence)}</p></header>"
+    )
+
+
+def markup(found: Banner | None) -> str:
+    """The banner as HTML; without one, nothing that takes room."""
+    if found is None:
+        return "<div class='banner none'></div>"
+    action = f"<p>{html.escape(found.action)}</p>" if found.action else ""
+    return f"<div class='banner {found.kind}' role='alert'><p>{html.escape(found.text)}</p>{action}</div>"
+
+
+def draw_banner(found: Banner | None) -> None:
+    """The banner, or nothing in its place."""
+    st.html(markup(found))
+
+
+def page_notice(store: object) -> None:
+    """The store's own notice (opened read-only, say), on every page."""
+    if notice := getattr(store, "notice", None):
+        draw_banner(Banner("warn", notice, "Everything can be read; nothing can be changed."))

@@ -1,0 +1,281 @@
+"""Runs: everything that was ever run here; open, resume, rename, delete, take away."""
+
+from __future__ import annotations
+
+import html
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from pages.parts import controls, page, story, strip, view
+
+TICK = 3.0
+
+
+def main() -> None:
+    store = page.begin()
+    if not store.runs():
+        st.html(
+            "<header class='strip'><h1 class='plain'>Runs</h1><p class='sentence'>No run yet. The first one takes a "
+            "word, two questions and a click.</p></header>"
+        )
+        st.page_link("pages/watch.py", label="Begin the first run", icon=":material/arrow_forward:")
+        return
+
+    @st.fragment(run_every=TICK)
+    def live() -> None:
+        draw(store)
+
+    live()
+
+
+def table(store: Any, runs: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a run, newest first."""
+    found = []
+    for run in runs:
+        first, last = store.first_points(run["id"]), store.last_points(run["id"])
+        kept = "holdout_loss" if "holdout_loss" in first else "retain_loss"
+        found.append(
+            {
+                "state": strip.status_words(run["status"]),
+                "name": run["name"],
+                "word": run["target"],
+                "method": METHOD_NAMES.get(run["method"], run["method"].replace("_", " ")),
+                "step": f"{run['last_step']} of {run['config'].get('schedule', {}).get('steps', '?')}",
+                "forget loss": _from_to(first.get("forget_loss"), last.get("forget_loss")),
+                "retain loss": _change(first.get(kept), last.get(kept)),
+                "begun": pd.Timestamp(run["created_at"]),
+            }
+        )
+    return pd.DataFrame(found)
+
+
+METHOD_NAMES = {"grad_ascent": "gradient ascent", "npo": "negative preference"}
+
+
+def _from_to(first: float | None, last: float | None) -> str:
+    return f"{story.three(first)} → {story.three(last)}" if first is not None and last is not None else "–"
+
+
+def _change(first: float | None, last: float | None) -> str:
+    return story.percent(last / first - 1) if first and last is not None else "–"
+
+
+def draw(store: Any) -> None:
+    """One tick: the table and the run that is chosen in it."""
+    runs = store.runs()
+    if not runs:
+        st.rerun(scope="app")
+    busy = sum(run["status"] in view.LIVE for run in runs)
+    count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+    told = f"{count}, {busy} of them moving." if busy else f"{count}, none of them moving."
+    st.html(f"<header class='strip'><h1 class='plain'>Runs</h1><p class='sentence'>{html.escape(told)}</p></header>")
+    chosen = _table(store, runs)
+    page.refused()
+    with st.container(border=True, key="chosen_run"):
+        _chosen(store, chosen)
+
+
+def _table(store: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    ids = [run["id"] for run in runs]
+    wanted = st.query_params.get("run", st.session_state.get("run"))
+    start = ids.index(wanted) if wanted in ids else 0
+    picked = st.dataframe(
+        table(store, runs),
+        key="runs_table",
+        on_select="rerun",
+        selection_mode="single-row",
+        hide_index=True,
+        height=min(38 + 36 * len(runs), 420),
+        alt="All runs; choose a row to open, rename, delete or export it.",
+        selection_default={"selection": {"rows": [start], "columns": [], "cells": []}},
+        column_config={
+            "retain loss": st.column_config.TextColumn(
+                help="Change since the start, on unseen text where there is such text."
+            ),
+            "forget loss": st.column_config.TextColumn(
+                help="Nats per token on the passages to forget, before step 1 and now."
+            ),
+            "begun": st.column_config.DatetimeColumn(format="distance"),
+            "word": st.column_config.TextColumn(width="medium"),
+        },
+    )
+    rows = picked["selection"]["rows"] if picked else []
+    place = rows[0] if rows and rows[0] < len(runs) else start
+    return runs[place]
+
+
+def _chosen(store: Any, run: dict[str, Any]) -> None:
+    loaded = view.load(store, run["id"])
+    if loaded is None:
+        return
+    about = (
+        story.sentence(loaded.facts(loaded.last_step)) if loaded.answers else run["status_reason"] or "Not begun yet."
+    )
+    st.html(
+        f"<div class='column-head'><h2>{html.escape(run['name'])} <small>{html.escape(run['target'])}</small></h2>"
+        f"<p>{html.escape(about)}</p></div>"
+    )
+    ro = page.read_only(store)
+    why = controls.reasons(loaded, ro)["resume"]
+    with st.container(horizontal=True):
+        if st.button("Open", key="run_open", type="primary", width=110):
+            _go("pages/watch.py", run)
+        if st.button("Compare", key="run_compare"):
+            st.session_state["run"] = run["id"]
+            last = run["last_step"]
+            st.switch_page("pages/compare.py", query_params={"a": f"{run['id']}@0", "b": f"{run['id']}@{last}"})
+        if st.button("Resume", key="run_resume", disabled=bool(why), help=why):
+            page.attempt(store.request, run["id"], "resume")
+            _go("pages/watch.py", run)
+        _rename(store, run, ro)
+        _export(store, loaded)
+        held = view_held(loaded)
+        st.button(
+            "Delete …",
+            key="run_delete",
+            type="tertiary",
+            disabled=bool(ro or held),
+            help=ro or held,
+            on_click=_ask_delete,
+            args=(run["id"],),
+        )
+    if st.session_state.get("deleting") == run["id"]:
+        _really(store, loaded)
+    st.html(f"<p class='told' role='status'>{html.escape(controls.told(loaded.commands))}</p>")
+
+
+def view_held(loaded: view.View) -> str | None:
+    """Why the run cannot be deleted: somebody drives it."""
+    if loaded.run["lease_owner"] and loaded.status in (*view.LIVE, "paused"):
+        return f"It is {loaded.status} and held by the worker; stop it first."
+    return None
+
+
+def _go(path: str, run: dict[str, Any]) -> None:
+    st.session_state["run"] = run["id"]
+    st.switch_page(path, query_params={"run": run["id"]})
+
+
+def _rename(store: Any, run: dict[str, Any], why: str | None) -> None:
+    with st.popover("Rename", disabled=bool(why), help=why, key="run_rename"), st.form("rename", border=False):
+        name = st.text_input("New name", value=run["name"], key=f"name {run['id']}", max_chars=80)
+        if st.form_submit_button("Rename"):
+            if name.strip():
+                page.attempt(store.rename, run["id"], name.strip())
+            else:
+                st.session_state["refused"] = "A run needs a name: write at least one letter."
+            st.rerun(scope="app")
+
+
+# ------------------------------------------------------------------------------------------------------- deleting
+
+
+def _ask_delete(run_id: str) -> None:
+    st.session_state["deleting"] = run_id
+
+
+def _keep() -> None:
+    st.session_state.pop("deleting", None)
+
+
+def _delete(store: Any, run_id: str) -> None:
+    _keep()
+    page.attempt(store.delete_run, run_id)
+    if st.session_state.get("run") == run_id:
+        del st.session_state["run"]
+    if st.query_params.get("run") == run_id:
+        del st.query_params["run"]
+
+
+def lost(loaded: view.View) -> str:
+    """What goes with the run, in a sentence."""
+    said = sum(len(rows) for rows in loaded.answers.values())
+    size = sum(row["bytes"] or 0 for row in loaded.checkpoints) / 1e6
+    saved = f"{len(loaded.checkpoints)} checkpoints ({story.three(size)} MB)" if loaded.checkpoints else "no checkpoint"
+    return f"“{loaded.run['name']}” goes for good: {loaded.last_step} steps, {said} answers and {saved}."
+
+
+def _really(store: Any, loaded: view.View) -> None:
+    strip.draw_banner(strip.Banner("bad", lost(loaded)))
+    with st.container(horizontal=True):
+        st.button("Delete it for good", key="run_delete_yes", on_click=_delete, args=(store, loaded.id))
+        st.button("Keep it", key="run_delete_no", on_click=_keep)
+
+
+# ------------------------------------------------------------------------------------------------------ taking away
+
+
+def adapter_folder(store: Any, loaded: view.View) -> Path | None:
+    """The folder of the newest checkpoint's adapter, in PEFT's own format; None where the files are gone."""
+    for row in reversed(loaded.checkpoints):
+        folder = Path(store.home) / row["path"]
+        for candidate in (folder / "adapter", folder):
+            if (candidate / "adapter_config.json").is_file():
+                return candidate
+    return None
+
+
+def zipped(folder: Path) -> bytes:
+    """The adapter's own files as a zip archive; the state for resuming stays behind."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(folder.glob("adapter*")) + sorted(folder.glob("README*")):
+            archive.write(path, f"adapter/{path.name}")
+    return packed.getvalue()
+
+
+def _export(store: Any, loaded: view.View) -> None:
+    name = "".join(c if c.isalnum() else "-" for c in loaded.run["name"]).strip("-")[:40] or loaded.id
+    with st.popover("Export", key="run_export"):
+        export = st.session_state.get("export")
+        if export is not None:
+            st.download_button(
+                "Numbers, CSV",
+                lambda: export.points_csv(store, loaded.id),
+                f"{name}-points.csv",
+                "text/csv",
+                key="export_csv",
+                on_click="ignore",
+                width="stretch",
+            )
+            st.download_button(
+                "Answers, CSV",
+                lambda: store.responses(loaded.id).to_csv(index=False),
+                f"{name}-answers.csv",
+                "text/csv",
+                key="export_answers",
+                on_click="ignore",
+                width="stretch",
+            )
+            st.download_button(
+                "Everything, JSON",
+                lambda: export.run_json(store, loaded.id),
+                f"{name}.json",
+                "application/json",
+                key="export_json",
+                on_click="ignore",
+                width="stretch",
+            )
+        folder = adapter_folder(store, loaded)
+        if folder is None:
+            st.html("<p class='quiet'>There is no adapter to take away: no checkpoint is on the disk.</p>")
+            return
+        st.download_button(
+            "Adapter, zip",
+            lambda: zipped(folder),
+            f"{name}-adapter.zip",
+            "application/zip",
+            key="export_adapter",
+            on_click="ignore",
+            width="stretch",
+        )
+        st.html("<p class='quiet'>The adapter lies here, in PEFT's own format:</p>")
+        st.code(str(folder.resolve()), language=None, wrap_lines=True)
+
+
+main()

@@ -1,0 +1,257 @@
+"""Watch: the run as it happens. With no run, the card that begins one."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from pages.parts import answers, chart, controls, first_card, gauges, page, story, strip, view
+
+LIVE_TICK, IDLE_TICK = 1.0, 3.0
+
+
+def chosen_run(store: Any) -> str | None:
+    """The run in the address, else the one that was looked at last, else the one that lives, else the newest."""
+    runs = {run["id"]: run for run in store.runs()}
+    if "new" in st.query_params:
+        # A second click on Start can still carry the card's address: its run is there already.
+        made = st.session_state.get("card_ticket")
+        if made not in runs:
+            return None
+        del st.query_params["new"]
+        return str(made)
+    wanted = st.query_params.get("run")
+    if wanted is not None:
+        return wanted
+    if st.session_state.get("run") in runs:
+        return str(st.session_state["run"])
+    live = [run_id for run_id, run in runs.items() if run["status"] in (*view.LIVE, "queued")]
+    return next(iter([*live, *runs]), None)
+
+
+def missing(run_id: str) -> None:
+    st.html(
+        f"<header class='strip'><p class='sentence'>There is no run {html.escape(run_id[:40])} any more.</p></header>"
+    )
+    st.page_link("pages/runs.py", label="See the runs that there are")
+
+
+def look_of(run: view.View) -> chart.Look:
+    """How the chart is looked at, as the address has it."""
+    state = st.session_state
+    zoom = state.get(f"zoom {run.id}")
+    if zoom is None and f"zoom {run.id}" not in state:
+        try:
+            first, last = map(int, st.query_params.get("x", "").split("-"))
+            zoom = (first, last) if last > first >= 0 else None
+        except ValueError:
+            zoom = None
+        state[f"zoom {run.id}"] = zoom
+    names = {label: name for name, (label, *_) in chart.LINES.items()}
+    series = tuple(names[label] for label in state.get("series") or names if label in names)
+    return chart.Look(bool(state.get("log")), float(state.get("smooth") or 0.0), series, zoom and (zoom[0], zoom[1]))
+
+
+def remember_zoom(run: view.View, zoom: Any) -> None:
+    """The zoom goes into the session and the address, from where a reload takes it."""
+    st.session_state[f"zoom {run.id}"] = tuple(zoom) if zoom else None
+    if zoom:
+        st.query_params["x"] = f"{max(0, zoom[0])}-{zoom[1]}"
+    elif "x" in st.query_params:
+        del st.query_params["x"]
+
+
+# -------------------------------------------------------------------------------------------------- following a step
+
+
+def selected_step(run: view.View) -> int:
+    """The step that is looked at: the newest while following, else the one that was chosen."""
+    state = st.session_state
+    if state.get("of_run") != run.id:
+        wanted = st.query_params.get("step", "")
+        state["of_run"] = run.id
+        state["following"] = not wanted.isdigit()
+        state["chosen_step"] = int(wanted) if wanted.isdigit() else run.last_step
+    if state["following"]:
+        state["chosen_step"] = run.last_step
+    # The toggle and the slider are told anew at each run: they lose what they know when another page is opened.
+    state["follow"] = state["following"]
+    step = max(0, min(int(state["chosen_step"]), run.last_step))
+    state["step"] = step
+    return step
+
+
+def _choose(step: int) -> None:
+    st.session_state["following"] = False
+    st.session_state["chosen_step"] = step
+    st.query_params["step"] = str(step)
+
+
+def _moved() -> None:
+    _choose(int(st.session_state["step"]))
+
+
+def _followed() -> None:
+    st.session_state["following"] = st.session_state["follow"]
+    if st.session_state["follow"]:
+        if "step" in st.query_params:
+            del st.query_params["step"]
+    else:
+        _choose(int(st.session_state["chosen_step"]))
+
+
+# ------------------------------------------------------------------------------------------------------- the page
+
+
+def draw_controls(store: Any, run: view.View, banner: strip.Banner | None) -> None:
+    def ask(kind: str) -> None:
+        page.attempt(store.request, run.id, kind)
+
+    with st.container(horizontal=True, vertical_alignment="center", key="controls"):
+        controls.draw(run, ask, page.read_only(store))
+        told = controls.told(run.commands)
+        words = strip.markup(banner) if banner and not told else html.escape(told)
+        st.html(f"<div class='told' role='status'>{words}</div>", width="stretch")
+        st.toggle("follow latest", key="follow", on_change=_followed)
+        st.slider(
+            "step",
+            0,
+            run.total,
+            key="step",
+            on_change=_moved,
+            width=230,
+            label_visibility="collapsed",
+            help=None,
+            disabled=run.last_step == 0,
+        )
+
+
+def draw_chart(run: view.View, step: int) -> None:
+    with st.container(horizontal=True, vertical_alignment="center", key="chart_head"):
+        st.html("<h2 class='over'>losses</h2>", width="stretch")
+        with st.popover("view", type="tertiary", key="chart_view"):
+            st.toggle("logarithmic", key="log", bind="query-params")
+            st.slider("smoothing", 0.0, 0.95, 0.0, 0.05, key="smooth", bind="query-params")
+            labels = [label for label, *_ in chart.LINES.values()]
+            st.pills("lines", labels, selection_mode="multi", default=labels, key="series", bind="query-params")
+        zoomed = bool(st.session_state.get(f"zoom {run.id}"))
+        st.button(
+            "whole run",
+            key="whole_run",
+            type="tertiary",
+            disabled=not zoomed,
+            on_click=_unzoom,
+            args=(run,),
+            help=None if zoomed else "Drag across the chart to look at some steps only.",
+        )
+    marked = [] if st.session_state["following"] else [(step, f"step {step}")]
+    result = chart.draw(
+        run,
+        look_of(run),
+        marked,
+        key="chart",
+        alt=alternative(run, step),
+        turn=st.session_state.get("chart_turn", 0),
+    )
+    if result.zoomed:
+        remember_zoom(run, result.zoomed["range"])
+        st.rerun(scope="fragment")
+    if result.picked:
+        _choose(int(result.picked["step"]))
+        st.rerun(scope="fragment")
+
+
+def _unzoom(run: view.View) -> None:
+    remember_zoom(run, None)
+    st.session_state["chart_turn"] = st.session_state.get("chart_turn", 0) + 1
+
+
+def alternative(run: view.View, step: int) -> str:
+    """The chart in words, for who cannot see it."""
+    said = [
+        f"{chart.LINES[name][0]} loss {story.three(run.value(name, step))}"
+        for name in chart.LINES
+        if run.value(name, step)
+    ]
+    return f"Losses up to step {run.last_step}. At step {step}: {', '.join(said) or 'nothing measured yet'}."
+
+
+def draw_run(store: Any, run_id: str) -> bool:
+    """One tick. False where the page must be drawn anew because it has to tick at another pace."""
+    run = view.load(store, run_id)
+    if run is None:
+        missing(run_id)
+        return True
+    step = selected_step(run)
+    other = view.holder(store, run_id) if run.status == "queued" else None
+    waits = (
+        f"“{other['name']}”, which is at step {other['last_step']}; it begins when that pauses, stops or finishes"
+        if other
+        else None
+    )
+    with st.container(horizontal=True, key="head"):
+        with st.container(width="stretch"):
+            strip.draw(run, story.sentence(run.facts(step, waits)) or "", step)
+        with st.container(width="content", horizontal_alignment="right", key="aside"):
+            st.html(f"<p class='quiet circumstances'>{html.escape(strip.circumstances(run))}</p>")
+            st.button("New run", key="new_run", type="tertiary", icon=":material/add:", on_click=_new)
+    page.refused()
+    banner = strip.banner(run)
+    # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
+    strip.draw_banner(banner if banner and run.status in ("failed", "interrupted") else None)
+    draw_controls(store, run, banner if banner and run.status == "paused" else None)
+    left, right = st.columns([1.15, 1], gap="large")
+    with left:
+        asked = answers.draw(run, step, "answers", controls.reasons(run, page.read_only(store))["prompt"])
+        if asked:
+            _ask(store, run, asked)
+    with right:
+        draw_chart(run, step)
+        gauges.draw(run, step)
+    return tick_of(run) == st.session_state.get("tick")
+
+
+def _ask(store: Any, run: view.View, asked: dict[str, Any]) -> None:
+    """Sends a question once, however often the page is drawn while the browser still reports it."""
+    if asked.get("nonce") == st.session_state.get("asked_nonce"):
+        return
+    st.session_state["asked_nonce"] = asked.get("nonce")
+    payload = {"slot": asked.get("slot"), "role": asked.get("role") or "free", "text": str(asked["text"])}
+    page.attempt(store.request, run.id, "prompt", payload)
+
+
+def _new() -> None:
+    st.session_state.pop("card_ticket", None)
+    st.session_state["leaves"] = True
+    st.query_params["new"] = "1"
+
+
+def tick_of(run: view.View | None) -> float:
+    if run and (run.status in (*view.LIVE, "queued") or controls.open_kinds(run.commands)):
+        return LIVE_TICK
+    return IDLE_TICK
+
+
+def main() -> None:
+    store = page.begin()
+    run_id = chosen_run(store)
+    if run_id is None:
+        first_card.draw(store)
+        return
+    st.session_state["run"] = run_id
+    st.query_params["run"] = run_id
+    tick = st.session_state["tick"] = tick_of(view.load(store, run_id))
+
+    @st.fragment(run_every=tick)
+    def live() -> None:
+        # A click in here reruns this fragment alone; what changes the whole page has to say so. Not by the address: a
+        # tick that was under way when Start was clicked still carries the old one.
+        if st.session_state.pop("leaves", False) or not draw_run(store, run_id):
+            st.rerun(scope="app")
+
+    live()
+
+
+main()

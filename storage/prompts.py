@@ -1,0 +1,142 @@
+"""The questions of a run, every wording of them, and the answers, each tied to the wording it was given to."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from storage.connection import Connection, StoreError, dicts
+from storage.events import insert_event
+
+ROLES = ("forget", "neighbour", "retain", "free")
+
+RESPONSE_COLUMNS = {
+    "step": "int64",
+    "prompt_id": "int64",
+    "slot": "int64",
+    "version": "int64",
+    "role": "str",
+    "prompt": "str",
+    "sample": "int64",
+    "text": "str",
+    "tokens": "Int64",
+    "seconds": "float64",
+    "target_probability": "float64",
+}
+
+
+def frame(rows: list[tuple[Any, ...]], columns: Mapping[str, str]) -> pd.DataFrame:
+    """A table whose columns have the same types whether or not there are rows."""
+    values = zip(*rows, strict=True) if rows else ((),) * len(columns)
+    return pd.DataFrame(
+        {
+            name: pd.Series(list(column), dtype=kind)
+            for (name, kind), column in zip(columns.items(), values, strict=True)
+        }
+    )
+
+
+def insert_prompt(
+    conn: sqlite3.Connection, run_id: str, slot: int, version: int, role: str, text: str, steps: tuple[int, int | None]
+) -> int:
+    """Write one wording inside the caller's transaction; `steps` is (from_step, to_step); returns its id."""
+    if role not in ROLES:
+        raise StoreError(f"A prompt's role is one of {', '.join(ROLES)}; {role!r} is not.")
+    cursor = conn.execute(
+        "INSERT INTO prompts (run_id, slot, version, role, text, from_step, to_step) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run_id, slot, version, role, text, *steps),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def insert_responses(conn: sqlite3.Connection, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write answers inside the caller's transaction; each row names its step. A second answer replaces the first."""
+    for row in rows:
+        probability = row.get("target_probability")
+        if probability is not None and not math.isfinite(probability):
+            payload = {"name": "target_probability", "prompt_id": row["prompt_id"], "value": str(float(probability))}
+            insert_event(conn, run_id, row["step"], "not_finite", payload)
+            probability = None
+        conn.execute(
+            "INSERT INTO responses (run_id, step, prompt_id, sample, text, tokens, seconds, target_probability)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET text = excluded.text, tokens = excluded.tokens,"
+            " seconds = excluded.seconds, target_probability = excluded.target_probability",
+            (
+                run_id,
+                row["step"],
+                row["prompt_id"],
+                row.get("sample", 0),
+                row["text"],
+                row.get("tokens"),
+                row.get("seconds"),
+                None if probability is None else float(probability),
+            ),
+        )
+
+
+class Prompts(Connection):
+    """The wordings, and the answers to each."""
+
+    def prompts(self, run_id: str, at_step: int | None = None) -> list[dict[str, Any]]:
+        """Every wording, or those that are asked at `at_step`; by slot, then version."""
+        active = " AND from_step <= :at AND (to_step IS NULL OR :at < to_step)" if at_step is not None else ""
+        with self.read() as conn:
+            query = f"SELECT * FROM prompts WHERE run_id = :run{active} ORDER BY slot, version"
+            return dicts(conn.execute(query, {"run": run_id, "at": at_step}))
+
+    def edit_prompt(self, run_id: str, slot: int | None, role: str, text: str, from_step: int) -> int:
+        """A new wording from `from_step` on, in a slot or (None) in a new one; the older one stays. Returns its id."""
+        with self.write() as conn:
+            old, version = None, 1
+            if slot is None:
+                slot = _next_slot(conn, run_id)
+            else:
+                newest = "SELECT version, text, from_step, to_step FROM prompts WHERE run_id = ? AND slot = ?"
+                row = conn.execute(f"{newest} ORDER BY version DESC LIMIT 1", (run_id, slot)).fetchone()
+                if row is None:
+                    raise StoreError(f"Run {run_id} has no prompt in slot {slot}.")
+                version, old = row[0] + 1, row[1]
+                if row[3] is None and from_step < row[2]:
+                    raise StoreError(
+                        f"The prompt in slot {slot} was already edited at step {row[2]}, after {from_step}."
+                    )
+            conn.execute(
+                "UPDATE prompts SET to_step = ? WHERE run_id = ? AND slot = ? AND to_step IS NULL",
+                (from_step, run_id, slot),
+            )
+            prompt_id = insert_prompt(conn, run_id, slot, version, role, text, (from_step, None))
+            insert_event(conn, run_id, from_step, "prompt_edited", {"slot": slot, "old": old, "new": text})
+        return prompt_id
+
+    def add_probe(self, run_id: str, text: str) -> int:
+        """A question that is asked once and never becomes one of the run's; the same text has the same id."""
+        with self.write() as conn:
+            query = "SELECT id FROM prompts WHERE run_id = ? AND text = ? AND role = 'free'"
+            known = conn.execute(f"{query} AND from_step = 0 AND to_step = 0", (run_id, text)).fetchone()
+            return known[0] if known else insert_prompt(conn, run_id, _next_slot(conn, run_id), 1, "free", text, (0, 0))
+
+    def responses(self, run_id: str, after_step: int = -1, step: int | None = None) -> pd.DataFrame:
+        """The answers of steps > `after_step`, or of one step, with the wording that each was given to."""
+        which = "r.step = :step" if step is not None else "r.step > :after"
+        with self.read() as conn:
+            rows = conn.execute(
+                "SELECT r.step, r.prompt_id, p.slot, p.version, p.role, p.text, r.sample, r.text, r.tokens, r.seconds,"
+                " r.target_probability FROM responses r JOIN prompts p ON p.id = r.prompt_id"
+                f" WHERE r.run_id = :run AND {which} ORDER BY r.step, p.slot, p.version, r.sample",
+                {"run": run_id, "after": after_step, "step": step},
+            ).fetchall()
+        return frame(rows, RESPONSE_COLUMNS)
+
+    def add_responses(self, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write answers outside a step: of a probe, or what the model would have said to a new wording at step 0."""
+        with self.write() as conn:
+            insert_responses(conn, run_id, rows)
+
+
+def _next_slot(conn: sqlite3.Connection, run_id: str) -> int:
+    query = "SELECT coalesce(max(slot), -1) + 1 FROM prompts WHERE run_id = ?"
+    return int(conn.execute(query, (run_id,)).fetchone()[0])

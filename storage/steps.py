@@ -1,0 +1,162 @@
+"""What a step leaves behind, written whole in one transaction, and the way back to an earlier step."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import pandas as pd
+
+from storage.connection import Connection, StoreError, dicts, now
+from storage.events import insert_event
+from storage.prompts import frame, insert_responses
+
+POINT_COLUMNS = {"step": "int64", "name": "str", "value": "float64"}
+STATUSES = (
+    "queued", "loading", "baseline", "running", "paused", "finished", "stopped", "failed", "interrupted",
+)  # fmt: skip
+
+
+def check_status(status: str) -> None:
+    """Raises StoreError for a word that is no status."""
+    if status not in STATUSES:
+        raise StoreError(f"A run's status is one of {', '.join(STATUSES)}; {status!r} is not.")
+
+
+class Steps(Connection):
+    """The numbers, answers and events of a step, as one."""
+
+    def append_step(
+        self,
+        run_id: str,
+        step: int,
+        *,
+        points: Mapping[str, float],
+        responses: Iterable[Mapping[str, Any]] = (),
+        events: Iterable[tuple[str, Mapping[str, Any] | None]] = (),
+        checkpoint: Mapping[str, Any] | None = None,
+        examples: Iterable[Mapping[str, Any]] = (),
+        status: str | None = None,
+        status_reason: str | None = None,
+    ) -> None:
+        """Everything of one step, or nothing of it. Numbers that are not finite become events 'not_finite'."""
+        if status is not None:
+            check_status(status)
+        with self.write() as conn:
+            _touch(conn, run_id, step, status, status_reason)
+            numbers = {name: float(value) for name, value in points.items()}
+            conn.executemany(
+                "INSERT INTO points (run_id, step, name, value) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET value = excluded.value",
+                [(run_id, step, name, value) for name, value in numbers.items() if math.isfinite(value)],
+            )
+            for name, value in numbers.items():
+                if not math.isfinite(value):
+                    insert_event(conn, run_id, step, "not_finite", {"name": name, "value": str(value)})
+            insert_responses(conn, run_id, ({**row, "step": step} for row in responses))
+            _insert_examples(conn, run_id, step, examples)
+            if checkpoint is not None:
+                _insert_checkpoint(conn, run_id, step, checkpoint)
+            for kind, payload in events:
+                insert_event(conn, run_id, step, kind, payload)
+
+    def truncate_after(self, run_id: str, step: int) -> list[str]:
+        """Go back to how things stood at `step`; returns the paths of the checkpoints that are no longer named.
+
+        The files are the caller's. What tells of the run itself, 'created' and 'interrupted', stays.
+        """
+        with self.write() as conn:
+            later = (run_id, step)
+            query = "SELECT path FROM checkpoints WHERE run_id = ? AND step > ? ORDER BY step"
+            paths = [row[0] for row in conn.execute(query, later)]
+            for table in ("points", "responses", "examples", "checkpoints"):
+                conn.execute(f"DELETE FROM {table} WHERE run_id = ? AND step > ?", later)
+            conn.execute(
+                "DELETE FROM events WHERE run_id = ? AND step > ? AND kind NOT IN ('created', 'interrupted')", later
+            )
+            conn.execute("DELETE FROM prompts WHERE run_id = ? AND from_step > ?", later)  # and their answers at step 0
+            conn.execute("UPDATE prompts SET to_step = NULL WHERE run_id = ? AND to_step > ?", later)
+            cursor = conn.execute(
+                "UPDATE runs SET last_step = min(last_step, ?), updated_at = ? WHERE id = ?", (step, now(), run_id)
+            )
+            if not cursor.rowcount:
+                raise StoreError(f"There is no run {run_id}.")
+        return paths
+
+    def points(self, run_id: str, after_step: int = -1, names: Sequence[str] | None = None) -> pd.DataFrame:
+        """The numbers of steps > `after_step`, of all names or some: columns step, name, value."""
+        chosen = "" if names is None else f" AND name IN ({', '.join('?' * len(names))})"
+        query = f"SELECT step, name, value FROM points WHERE run_id = ? AND step > ?{chosen} ORDER BY step, name"
+        with self.read() as conn:
+            rows = conn.execute(query, (run_id, after_step, *(names or ()))).fetchall()
+        return frame(rows, POINT_COLUMNS)
+
+    def last_points(self, run_id: str) -> dict[str, float]:
+        """The newest value of each name."""
+        # Hops from name to name along the index: the cost does not grow with the length of the run.
+        query = """
+            WITH RECURSIVE names(name) AS (
+                SELECT min(name) FROM points WHERE run_id = :run
+                UNION ALL
+                SELECT (SELECT min(name) FROM points WHERE run_id = :run AND name > names.name)
+                FROM names WHERE names.name IS NOT NULL)
+            SELECT name, (SELECT value FROM points WHERE run_id = :run AND points.name = names.name
+                          ORDER BY step DESC LIMIT 1)
+            FROM names WHERE name IS NOT NULL"""
+        with self.read() as conn:
+            return dict(conn.execute(query, {"run": run_id}).fetchall())
+
+    def first_points(self, run_id: str) -> dict[str, float]:
+        """The baseline: every value of step 0."""
+        with self.read() as conn:
+            query = "SELECT name, value FROM points WHERE run_id = ? AND step = 0 ORDER BY name"
+            return dict(conn.execute(query, (run_id,)).fetchall())
+
+    def examples(self, run_id: str) -> list[dict[str, Any]]:
+        """The values per example of every evaluation: step, metric, example_id, value."""
+        query = (
+            "SELECT step, metric, example_id, value FROM examples WHERE run_id = ? ORDER BY step, metric, example_id"
+        )
+        with self.read() as conn:
+            return dicts(conn.execute(query, (run_id,)))
+
+
+def _touch(conn: sqlite3.Connection, run_id: str, step: int, status: str | None, reason: str | None) -> None:
+    # A reason belongs to its status: a new status without one clears the old reason.
+    cursor = conn.execute(
+        "UPDATE runs SET last_step = max(last_step, :step), updated_at = :at, status = coalesce(:status, status),"
+        " status_reason = CASE WHEN :status IS NULL THEN coalesce(:reason, status_reason) ELSE :reason END"
+        " WHERE id = :run",
+        {"run": run_id, "step": step, "at": now(), "status": status, "reason": reason},
+    )
+    if not cursor.rowcount:
+        raise StoreError(f"There is no run {run_id}.")
+
+
+def _insert_examples(conn: sqlite3.Connection, run_id: str, step: int, examples: Iterable[Mapping[str, Any]]) -> None:
+    for row in examples:
+        value = float(row["value"])
+        if not math.isfinite(value):
+            payload = {"name": row["metric"], "example_id": str(row["example_id"]), "value": str(value)}
+            insert_event(conn, run_id, step, "not_finite", payload)
+            continue
+        conn.execute(
+            "INSERT INTO examples (run_id, step, metric, example_id, value) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET value = excluded.value",
+            (run_id, step, row["metric"], str(row["example_id"]), value),
+        )
+
+
+def _insert_checkpoint(conn: sqlite3.Connection, run_id: str, step: int, checkpoint: Mapping[str, Any]) -> None:
+    path = PurePath(checkpoint["path"])
+    if path.is_absolute() or ".." in path.parts:
+        raise StoreError(f"A checkpoint's path is relative to the home folder; {path} is not.")
+    conn.execute(
+        "INSERT INTO checkpoints (run_id, step, path, bytes, sha256, complete) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (run_id, path) DO UPDATE SET step = excluded.step, bytes = excluded.bytes,"
+        " sha256 = excluded.sha256, complete = excluded.complete",
+        (run_id, step, path.as_posix(), checkpoint["bytes"], checkpoint["sha256"], int(checkpoint["complete"])),
+    )

@@ -1,0 +1,200 @@
+"""The verbs that only look: runs, one run, two steps beside each other, windows, methods."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pages.parts.diff import segments
+from terminal.facts import find, summary, title
+from terminal.text import (
+    LOSSES,
+    BadInput,
+    answer,
+    change,
+    coloured,
+    indented,
+    marked,
+    number,
+    plain,
+    table,
+)
+
+if TYPE_CHECKING:
+    from storage import RunStore
+
+TOLD = ("guard", "resumed", "prompt_edited", "not_finite", "failed", "interrupted", "stopped")
+
+
+def runs(args: argparse.Namespace, store: RunStore) -> int:
+    found = [summary(store, run["id"]) for run in store.runs()]
+    rows = []
+    for facts in found:
+        now, first = facts["points"], facts["baseline"]
+        moved = [change(name, now.get(f"{name}_loss"), first.get(f"{name}_loss")) for name in ("forget", "retain")]
+        place = f"{facts['step']}/{facts['steps']}"
+        rows.append([facts["id"], facts["name"], facts["status"], place, *moved, facts["method"], facts["target"]])
+    heads = ("id", "name", "status", "step", "forget", "retain", "method", "target")
+    nothing = f"There are no runs in {store.home} yet; python cli.py run begins one."
+    answer(args.json, found, table(heads, rows) if rows else nothing)
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------- one run
+
+
+def show(args: argparse.Namespace, store: RunStore) -> int:
+    run = find(store, args.run)
+    before, now = answers_at(store, run["id"], 0)[1], answers_at(store, run["id"], run["last_step"])[1]
+    facts = {
+        **summary(store, run["id"]),
+        "answers": [{**entry, "before": before.get(text, {}).get("text")} for text, entry in now.items()],
+        "events": store.events(run["id"]),
+        "checkpoints": store.checkpoints(run["id"]),
+        "config": run["config"],
+        "provenance": run["provenance"],
+    }
+    answer(args.json, facts, "\n".join(_shown(facts)))
+    return 0
+
+
+def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
+    """A run for a person: state, numbers against the baseline, what happened, answers with their changed words."""
+    place = f"{facts['status']} at step {facts['step']} of {facts['steps']}"
+    yield coloured(f"{title(facts)} {place}", "bold") + (f": {plain(facts['reason'])}" if facts["reason"] else "")
+    yield f"forgets {plain(facts['target'])}  by {facts['method']}  preset {facts['preset']}  seed {facts['seed']}"
+    yield from _numbers(facts["baseline"], facts["points"], ("before", "now"))
+    told = [event for event in facts["events"] if event["kind"] in TOLD]
+    for event in told:
+        words = next((event["payload"][key] for key in ("sentence", "new", "name") if key in event["payload"]), "")
+        yield f"step {event['step']}  {event['kind'].replace('_', ' ')}  {plain(words)}".rstrip()
+    for entry in facts["answers"]:
+        yield ""
+        yield coloured(f"{entry['role'].upper()}  {plain(entry['prompt'])}", "bold")
+        if entry["before"] == entry["text"]:
+            yield f"  unchanged  {indented(plain(entry['text']), 13)}"
+            continue
+        if entry["before"] is not None:
+            yield f"  before     {indented(plain(entry['before']), 13)}"
+        yield f"  now        {indented(marked(entry['before'] or '', entry['text']), 13)}"
+    whole = [str(row["step"]) for row in facts["checkpoints"] if row["complete"]]
+    size = sum(row["bytes"] for row in facts["checkpoints"]) / 1e6
+    if whole:
+        yield f"\n{len(facts['checkpoints'])} checkpoints, {size:.1f} MB; whole states at step {', '.join(whole)}"
+
+
+def _numbers(first: Mapping[str, float], now: Mapping[str, float], heads: tuple[str, str]) -> Iterator[str]:
+    both = [name for name in LOSSES if f"{name}_loss" in first and f"{name}_loss" in now]
+    found = [(name, now[f"{name}_loss"], first[f"{name}_loss"]) for name in both]
+    if found:
+        rows = [(name, number(was), number(at), change(name, at, was)) for name, at, was in found]
+        yield "\n" + table(("loss (nats per token)", *heads, "change"), rows)
+
+
+# ----------------------------------------------------------------------------------------------- two steps
+
+
+def compare(args: argparse.Namespace, store: RunStore) -> int:
+    a, b = side(store, args.one), side(store, args.other)
+    asked = {**a["answers"], **b["answers"]}
+    rows = []
+    for text, entry in asked.items():
+        said = [each["answers"].get(text, {}).get("text") for each in (a, b)]
+        changes = segments(*said) if None not in said else None
+        rows.append({"prompt": text, "role": entry["role"], "a": said[0], "b": said[1], "changes": changes})
+    facts: dict[str, Any] = {"prompts": rows}
+    facts |= {name: {k: v for k, v in each.items() if k != "answers"} for name, each in (("a", a), ("b", b))}
+    answer(args.json, facts, "\n".join(_compared(facts)))
+    return 0
+
+
+def side(store: RunStore, text: str) -> dict[str, Any]:
+    """`RUN@STEP` (or RUN: its last step): the answers and numbers of the newest step up to it at which it was asked."""
+    name, at, wanted = text.rpartition("@")
+    if not at or not wanted.isdigit():
+        name, wanted = text, ""
+    run = find(store, name)
+    step = int(wanted) if wanted else run["last_step"]
+    if step > run["last_step"]:
+        raise BadInput(f"{title(run)} has got to step {run['last_step']}; it has no step {step}.")
+    asked, answers = answers_at(store, run["id"], step)
+    if not answers:
+        raise BadInput(f"{title(run)} has no answers yet.")
+    points = store.points(run["id"])
+    numbers = points[points.step <= asked].groupby("name").last()["value"].to_dict()
+    return {"id": run["id"], "name": run["name"], "step": asked, "points": numbers, "answers": answers}
+
+
+def answers_at(store: RunStore, run_id: str, step: int) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The newest step up to `step` at which the questions were asked, and its answers by question."""
+    rows = store.responses(run_id)
+    rows = rows[rows.step <= step]
+    if rows.empty:
+        return 0, {}
+    asked = int(rows.step.max())
+    said = rows[rows.step == asked].itertuples()
+    return asked, {row.prompt: {"prompt": row.prompt, "role": row.role, "text": row.text} for row in said}
+
+
+def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
+    a, b = facts["a"], facts["b"]
+    heads = tuple(f"{plain(each['name'])} {each['id']}@{each['step']}" for each in (a, b))
+    yield f"a  {heads[0]}\nb  {heads[1]}"
+    yield from _numbers(a["points"], b["points"], ("a", "b"))
+    for row in facts["prompts"]:
+        yield "\n" + coloured(f"{row['role'].upper()}  {plain(row['prompt'])}", "bold")
+        if row["a"] == row["b"]:
+            yield f"  a = b  {indented(plain(row['a']), 9)}"
+            continue
+        for name in ("a", "b"):
+            said = "(not asked at this step)" if row[name] is None else plain(row[name])
+            yield f"  {name}      {indented(said, 9)}"
+        if row["changes"]:
+            yield f"  a → b  {indented(marked(row['a'], row['b']), 9)}"
+
+
+# ------------------------------------------------------------------------------------------ windows and methods
+
+
+def windows(args: argparse.Namespace, target: str, made: Any, tokenizer: Any) -> int:
+    """Counts of every set, and every forget window: context as it is, the part that is trained on in brackets."""
+    sets = {name: {"windows": len(found), "tokens": sum(map(len, found))} for name, found in made.sets().items()}
+    forget = []
+    for window in made.forget:
+        context, trained = window.ids[: window.first_loss], window.ids[window.first_loss :]
+        facts = {"source": window.source, "tokens": len(window), "trained_tokens": len(trained)}
+        forget.append({**facts, "context": tokenizer.decode(context), "trained": tokenizer.decode(trained)})
+    lines = [
+        f"“{plain(target)}” occurs {made.occurrences} times. Of a forget window, the part in [brackets] is unlearned.",
+        table(("set", "windows", "tokens"), [(name, *found.values()) for name, found in sets.items()]),
+    ]
+    for index, window in enumerate(forget, 1):
+        size = f"{window['trained_tokens']} of {window['tokens']} tokens unlearned"
+        lines.append("\n" + coloured(f"{index}. {plain(window['source'])}, {size}", "dim"))
+        lines.append(plain(window["context"]) + coloured(f"[{plain(window['trained'])}]", "red"))
+    facts = {"target": target, "occurrences": made.occurrences, "sets": sets, "forget": forget}
+    answer(args.json, facts, "\n".join(lines))
+    return 0
+
+
+def methods(args: argparse.Namespace) -> int:
+    """Every method with the first line of its docstring and its knobs."""
+    from unlearn_core.config import knobs
+    from unlearn_core.methods import METHODS
+
+    facts, lines = [], []
+    for name, kind in METHODS.items():
+        caption = (kind.__doc__ or "").strip().splitlines()[0]
+        facts.append({"name": name, "caption": caption, "knobs": knobs(kind)})
+        lines += [coloured(name, "bold"), f"  {caption}"]
+        lines += [f"  {_knob(knob)}" for knob in knobs(kind)]
+    answer(args.json, facts, "\n".join(lines))
+    return 0
+
+
+def _knob(knob: Mapping[str, Any]) -> str:
+    allowed = "|".join(map(str, knob["choices"]))
+    if knob.get("low") is not None:
+        allowed = f"{knob['low']:g} to {knob['high']:g}"
+    return f"method.{knob['name']} = {knob['default']}  ({allowed or type(knob['default']).__name__})  {knob['help']}"

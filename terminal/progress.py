@@ -1,0 +1,103 @@
+"""A run as it moves, on one line."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from terminal.text import LOSSES, duration, losses, number, plain
+
+LINE_SECONDS = 5.0  # between two lines where the output is a file
+RATE_STEPS = 20
+
+
+class ProgressLine:
+    """One line that is written over and over on a terminal; in a file, a new one every few seconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.live = stream, stream.isatty()
+        self._shown, self._written = "", 0.0
+
+    def show(self, text: str) -> None:
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            self.stream.write(f"\r{plain(text)[:width]}\x1b[K")
+        elif time.monotonic() - self._written > LINE_SECONDS:
+            self._written = time.monotonic()
+            self.stream.write(f"{plain(text)}\n")
+        self._shown = text
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the one that moves."""
+        shown = self._shown
+        self.clear()
+        self.stream.write(f"{plain(text)}\n")
+        if self.live and shown:
+            self.show(shown)
+        self.stream.flush()
+
+    def clear(self) -> None:
+        if self.live and self._shown:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+        self._shown = ""
+
+
+class Follower:
+    """Reads one run from the store as it moves and says what happens. `guard`: why a guard has paused it, or None."""
+
+    def __init__(self, store: Any, run_id: str, stream: TextIO) -> None:
+        self.store, self.line = store, ProgressLine(stream)
+        self.run: dict[str, Any] = store.run(run_id)
+        self.guard: str | None = None
+        self._event = max((event["id"] for event in store.events(run_id)), default=0)
+        self._version = -1
+        self._paces: deque[tuple[float, int]] = deque(maxlen=RATE_STEPS)
+
+    def tick(self) -> None:
+        """Shows what is new since the last tick; cheap where nothing is."""
+        version = self.store.data_version()
+        if version == self._version:
+            return
+        self._version = version
+        before = self.run
+        # The run is read before its events, so that a pause that is seen here has its reason among them.
+        self.run = self.store.run(before["id"])
+        for event in self.store.events(before["id"], self._event):
+            self._event = event["id"]
+            self._tell(event)
+        if self.run["last_step"] and any(self.run[key] != before[key] for key in ("last_step", "status")):
+            self.line.show(self._progress())
+
+    def _tell(self, event: Mapping[str, Any]) -> None:
+        kind, payload, step = event["kind"], event["payload"], event["step"]
+        if kind == "loading":
+            self.line.show(f"{payload['message']} …")
+        elif kind == "guard":
+            self.guard = payload["sentence"]
+        elif kind == "paused":
+            self._paces.clear()
+            self.line.say(f"step {step}: paused. {payload['reason']}")
+        elif kind == "resumed":
+            self.guard = None
+            self._paces.clear()
+            self.line.say(f"step {step}: goes on.")
+        elif kind == "prompt_edited":
+            self.line.say(f"step {step}: slot {payload['slot']} now asks “{payload['new']}”")
+        elif kind == "not_finite":
+            self.line.say(f"step {step}: {payload['name']} is not a number ({payload['value']}).")
+
+    def _progress(self) -> str:
+        step, steps = self.run["last_step"], self.run["config"]["schedule"]["steps"]
+        now, first = self.store.last_points(self.run["id"]), self.store.first_points(self.run["id"])
+        parts = [f"step {step}/{steps}"]
+        self._paces.append((time.monotonic(), step))
+        (began, start), (at, last) = self._paces[0], self._paces[-1]
+        if last > start and self.run["status"] == "running":
+            rate = (last - start) / (at - began)
+            parts.append(f"{number(rate)} steps/s, {duration((steps - step) / rate)} left")
+        return "  ".join([*parts, losses(now, first, LOSSES[:3])])

@@ -1,0 +1,92 @@
+"""The verbs that ask something of a run which another process drives: written down, waited for, told."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from terminal.facts import driven, find, summary, title, way_on
+from terminal.text import BadInput, Broken, answer, say
+from unlearn_core.config import check_prompt
+
+if TYPE_CHECKING:
+    from storage import RunStore
+
+POLL_SECONDS = 0.1
+BUSY_SECONDS = 10.0
+
+
+def pause(args: argparse.Namespace, store: RunStore) -> int:
+    return steer(args, store, find(store, args.run), "pause", {})
+
+
+def step(args: argparse.Namespace, store: RunStore) -> int:
+    return steer(args, store, find(store, args.run), "step", {})
+
+
+def stop(args: argparse.Namespace, store: RunStore) -> int:
+    run = find(store, args.run)
+    if driven(run):
+        return steer(args, store, run, "stop", {})
+    if run["status"] in ("finished", "stopped", "failed"):
+        raise BadInput(f"{title(run)} is {run['status']}; there is nothing to stop.")
+    store.set_status(run["id"], "stopped", "Stopped while nothing drove it.", "stopped")
+    return told(args, store, run, "stop")
+
+
+def prompt(args: argparse.Namespace, store: RunStore) -> int:
+    run, text = find(store, args.run), check_prompt(args.text, "--text")
+    roles = {asked["slot"]: asked["role"] for asked in store.prompts(run["id"], at_step=run["last_step"])}
+    if args.slot is not None and args.slot not in roles:
+        slots = ", ".join(map(str, roles))
+        raise BadInput(f"{title(run)} asks nothing in slot {args.slot}; its questions are in slots {slots}.")
+    role = args.role or roles.get(args.slot, "free")
+    payload = {"slot": args.slot, "role": role, "text": text.replace("{target}", run["target"])}
+    return steer(args, store, run, "prompt", payload)
+
+
+def steer(
+    args: argparse.Namespace, store: RunStore, run: Mapping[str, Any], kind: str, payload: Mapping[str, Any]
+) -> int:
+    request(args, store, run, kind, payload)
+    return told(args, store, run, kind)
+
+
+def told(args: argparse.Namespace, store: RunStore, run: Mapping[str, Any], kind: str) -> int:
+    facts = summary(store, run["id"])
+    text = f"{kind}: done. {title(run)} is {facts['status']} at step {facts['step']} of {facts['steps']}."
+    answer(args.json, {"command": kind, "state": "done", "run": facts}, text)
+    return 0
+
+
+def request(
+    args: argparse.Namespace, store: RunStore, run: Mapping[str, Any], kind: str, payload: Mapping[str, Any]
+) -> None:
+    """Returns when the driver has done it. Raises BadInput where it refuses, and where nobody drives the run."""
+    if not driven(run):
+        way_out = f" Go on with it: {way_on(run, args.home)}" if run["status"] != "finished" else ""
+        raise BadInput(f"Nobody drives {title(run)}; it is {run['status']} at step {run['last_step']}.{way_out}")
+    command = store.request(run["id"], kind, payload)
+    say(f"{kind}: requested of {run['lease_owner']}")
+    began, said = time.monotonic(), ""
+    while not (row := _row(store, run, command))["done_at"]:
+        if not driven(store.run(run["id"]) or run):
+            # Left open, it would be done by whoever drives the run next, perhaps tomorrow.
+            store.finish(command, "Its driver went away before it was done.")
+        elif row["acknowledged_at"] and said != "acknowledged":
+            said = "acknowledged"
+            say(f"{kind}: acknowledged")
+        elif not said and time.monotonic() - began > BUSY_SECONDS:
+            said = "waiting"
+            say(f"{kind}: not yet acknowledged; the run is busy with a step or with answers.")
+        time.sleep(POLL_SECONDS)
+    if row["error"] and not driven(store.run(run["id"]) or run):
+        raise Broken(f"{kind}: not done. {row['error']}")
+    if row["error"]:
+        raise BadInput(f"{kind}: refused. {row['error']}")
+
+
+def _row(store: RunStore, run: Mapping[str, Any], command: int) -> dict[str, Any]:
+    return next(row for row in store.commands(run["id"], limit=-1) if row["id"] == command)

@@ -1,0 +1,130 @@
+"""Who may import whom: the table of the README, enforced on every import statement of the project."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STANDARD = frozenset(sys.stdlib_module_names) - {"sqlite3"}
+OUR_OWN = {"unlearn_core", "storage", "pages", "app", "cli", "terminal"}
+HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
+LIGHT = tuple(f"unlearn_core.{name}" for name in ("config", "windows", "world", "methods", "worker", "guard"))
+
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "unlearn_core": STANDARD | HEAVY | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy"},
+    "unlearn_core/worker.py": STANDARD | {"unlearn_core.drive"},
+    "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker"},
+    "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "storage"},
+    "pages": STANDARD | {"streamlit", "plotly", "pandas", "pages", "unlearn_core"},
+}
+
+
+class Import(NamedTuple):
+    """One imported module, and how: `types` only while type checking, `late` inside a function."""
+
+    name: str
+    line: int
+    types: bool
+    late: bool
+
+
+def walk(node: ast.AST, types: bool, late: bool) -> Iterator[Import]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno, types, late) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert not child.level, f"line {child.lineno}: write the whole name instead of a relative import"
+            yield Import(child.module or "", child.lineno, types, late)
+            yield from (Import(f"{child.module}.{a.name}", child.lineno, types, late) for a in child.names)
+        else:
+            checking = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            yield from walk(child, types or checking, late or inside)
+
+
+@cache
+def imports(path: Path) -> tuple[Import, ...]:
+    return tuple(walk(ast.parse(path.read_text(encoding="utf-8"), str(path)), False, False))
+
+
+def files(room: str) -> list[Path]:
+    found = sorted((ROOT / room).rglob("*.py")) if (ROOT / room).is_dir() else [ROOT / room]
+    return [path for path in found if path.is_file()]
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_what_it_may(room):
+    paths = files(room)
+    assert paths
+    breaches = [
+        f"{path.relative_to(ROOT)}:{found.line} imports {found.name}"
+        for path in paths
+        for found in imports(path)
+        if not any(found.name == name or found.name.startswith(f"{name}.") for name in MAY_IMPORT[room])
+        and not (found.types and room == "pages")
+    ]
+    assert not breaches, "\n".join(breaches)
+
+
+def test_pages_do_not_even_name_torch_sqlite_or_the_doors():
+    never = HEAVY | {"sqlite3", "sqlite_utils", "app", "cli", "terminal"}
+    breaches = [
+        f"{path.relative_to(ROOT)}:{found.line} imports {found.name}"
+        for path in files("pages")
+        for found in imports(path)
+        if found.name.split(".")[0] in never
+    ]
+    assert not breaches, "\n".join(breaches)
+
+
+def module_path(name: str) -> Path | None:
+    base = ROOT.joinpath(*name.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def reached(name: str, seen: set[str]) -> set[str]:
+    """Every module that importing `name` imports, ours and others', as far as the statements at module level tell."""
+    parts = name.split(".")
+    for stop in range(1, len(parts) + 1):
+        part = ".".join(parts[:stop])
+        path = module_path(part)
+        if part in seen or (path is None and part.split(".")[0] in OUR_OWN):
+            continue
+        seen.add(part)
+        for found in imports(path) if path else ():
+            if not found.types and not found.late:
+                reached(found.name, seen)
+    return seen
+
+
+@pytest.mark.parametrize("room", ["pages", "app.py", "storage", *LIGHT])
+def test_opening_a_page_reaches_nothing_heavy(room):
+    """Not even by way of others: the page paints before the worker has imported PyTorch."""
+    names = [room] if room in LIGHT else [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in files(room)]
+    for name in names:
+        heavy = {part.split(".")[0] for part in reached(name, set())} & HEAVY
+        assert not heavy, f"importing {name} imports {', '.join(sorted(heavy))}"
+
+
+def test_the_walk_sees_what_python_does():
+    assert "torch" in reached("unlearn_core.engine", set()) and "torch" in reached("unlearn_core.world.build", set())
+    assert "sqlite_utils" in reached("storage", set())
+
+
+def test_the_light_parts_import_neither_torch_nor_transformers_nor_peft():
+    code = f"import sys, {', '.join(LIGHT)}; print(*sorted({{'torch', 'transformers', 'peft'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_there_is_no_drawer_for_everything():
+    names = {path.name for room in OUR_OWN for path in files(room if (ROOT / room).is_dir() else f"{room}.py")}
+    assert not names & {"utils.py", "common.py", "helpers.py", "misc.py", "base.py"}

@@ -1,0 +1,172 @@
+"""The contract of a method, run over every file in `methods/`, and what the two first ones promise in formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from unlearn_core.config import knobs
+from unlearn_core.methods import METHODS, Objective
+from unlearn_core.models import collate, nll, token_mean
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+RAILS = {
+    "no rail": {"kind": "none"},
+    "update": {"kind": "retain_subspace", "apply_to": "update"},
+    "gradient": {"kind": "retain_subspace", "apply_to": "gradient"},
+    "per sample": {"kind": "retain_subspace", "rows": "sample", "apply_to": "update"},
+}
+
+
+def trajectory(run, steps: int) -> list[dict[str, float]]:
+    records = [run.step() for _ in range(steps)]
+    return [{name: value for name, value in r.values.items() if name != "step_seconds"} for r in records]
+
+
+@pytest.mark.parametrize("rail", RAILS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_runs_with_every_optimizer_and_rail_and_gives_the_same_numbers_twice(tiny, method, optimizer, rail):
+    settings = {"method": {"name": method}, "optimizer": {"name": optimizer}, "guard_rail": RAILS[rail]}
+    first, second = tiny.open(**settings), tiny.open(**settings)
+    values = trajectory(first, 5)
+    assert values[:3] == trajectory(second, 3)
+    assert all(math.isfinite(value) for record in values for value in record.values())
+    expected = {
+        "objective", "gradient_norm", "projected_gradient_norm", "removed_share", "update_norm", "learning_rate",
+        "tokens", "forget_loss", "retain_loss", "holdout_loss",
+    }  # fmt: skip
+    if rail != "no rail":
+        expected |= {"retain_condition_number", "retain_gradient_norm_median"}
+    assert all(set(record) == expected for record in values)
+    assert all(0 <= record["removed_share"] <= 1 and record["update_norm"] > 0 for record in values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("model", ["gptj", "llama"])
+def test_a_method_forgets(tiny, method, model):
+    run = tiny.open(model, method={"name": method, "retain_weight": 0.0}, lora={"dropout": 0.0})
+    last = trajectory(run, 8)[-1]
+    assert last["forget_loss"] > run.baseline["forget_loss"] + 0.05
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_weights_of_what_is_kept_are_used_and_a_set_without_weight_is_not_read(tiny, method):
+    plain = tiny.open(method={"name": method, "retain_weight": 0.0, "neighbour_weight": 0.0}, lora={"dropout": 0.0})
+    batch = plain._batch(1)
+    assert batch.retain is None and batch.neighbour is None
+    assert plain.config.method.loss(plain.model, batch, plain.reference).keep is None
+    kept = tiny.open(method={"name": method, "retain_weight": 2.5}, lora={"dropout": 0.0})
+    batch = kept._batch(1)
+    objective = kept.config.method.loss(kept.model, batch, kept.reference)
+    assert isinstance(objective, Objective)
+    torch.testing.assert_close(objective.keep, 2.5 * token_mean(nll(kept.model, batch.retain)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_frozen_and_its_defaults_lie_within_its_knobs(method):
+    made = METHODS[method]()
+    with pytest.raises(AttributeError):
+        made.retain_weight = 3.0
+    for fact in knobs(METHODS[method]):
+        assert isinstance(fact["default"], bool) or fact["low"] <= fact["default"] <= fact["high"], fact["name"]
+
+
+def forget_gradient(run, method, windows) -> torch.Tensor:
+    batch = type(run._batch(1))(collate(windows, run.pad_id), None, None)
+    return run.adapter.gradient_of(method.loss(run.model, batch, run.reference).forget)
+
+
+def test_at_the_reference_npo_is_gradient_ascent_on_the_sum_of_tokens(tiny):
+    run = tiny.open(lora={"dropout": 0.0})
+    windows = run.windows.forget[:1]
+    tokens = int(nll(run.model, collate(windows, run.pad_id)).count)
+    ascent = forget_gradient(run, METHODS["grad_ascent"](), windows)
+    for beta in (0.01, 0.1, 1.0):
+        preference = forget_gradient(run, METHODS["npo"](beta=beta), windows)
+        torch.testing.assert_close(preference, tokens * ascent, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_of_npo_fades_as_a_window_is_forgotten(tiny):
+    run = tiny.open(lora={"dropout": 0.0}, guard_rail={"kind": "none"})
+    windows = run.windows.forget[:1]
+    for _ in range(12):
+        run.step()
+    now, before = nll(run.model, collate(windows, run.pad_id)), run.reference.nll(collate(windows, run.pad_id))
+    lost = (now.sum - before.sum).item()
+    assert lost > 1
+    ascent = forget_gradient(run, METHODS["grad_ascent"](), windows) * int(now.count)
+    for beta in (0.1, 1.0, 10.0):
+        weight = 2 / (1 + math.exp(beta * lost))  # 2 pi^beta / (pi^beta + pi_ref^beta)
+        faded = forget_gradient(run, METHODS["npo"](beta=beta), windows)
+        torch.testing.assert_close(faded, weight * ascent, rtol=1e-3, atol=1e-6)
+    assert forget_gradient(run, METHODS["npo"](beta=10.0), windows).norm() < 0.01 * ascent.norm()
+
+
+def ceiling_and_parts(run) -> tuple[float, list, torch.Tensor, torch.Tensor]:
+    """A ceiling amid a batch's token losses, its windows, and plain ascent's gradient from below it and from above."""
+    windows = run.windows.forget[:3]
+    tokens = collate(windows, run.pad_id)
+    found = nll(run.model, tokens)
+    ceiling = found.tokens[found.tokens > 0].median().item() + 1e-3
+    parts = []
+    for chosen in (found.tokens < ceiling, found.tokens >= ceiling):
+        again = nll(run.model, tokens)
+        parts.append(run.adapter.gradient_of(-((again.tokens * chosen).sum(1) / again.count).mean()))
+    return ceiling, windows, *parts
+
+
+def test_a_token_at_the_ceiling_gives_no_gradient_at_all(tiny):
+    run = tiny.open(lora={"dropout": 0.0})
+    ceiling, windows, below, above = ceiling_and_parts(run)
+    assert below.norm() > 0 and above.norm() > 0
+    held = forget_gradient(run, METHODS["grad_ascent"](ceiling=ceiling), windows)
+    torch.testing.assert_close(held, below, rtol=1e-4, atol=1e-6)
+    plain = forget_gradient(run, METHODS["grad_ascent"](), windows)
+    torch.testing.assert_close(plain, below + above, rtol=1e-4, atol=1e-6)
+    assert torch.count_nonzero(forget_gradient(run, METHODS["grad_ascent"](ceiling=1e-6), windows)) == 0
+
+
+def test_with_hold_a_token_beyond_the_ceiling_is_pulled_back_as_hard_as_others_are_pushed(tiny):
+    run = tiny.open(lora={"dropout": 0.0})
+    ceiling, windows, below, above = ceiling_and_parts(run)
+    held = forget_gradient(run, METHODS["grad_ascent"](ceiling=ceiling, hold=True), windows)
+    torch.testing.assert_close(held, below - above, rtol=1e-4, atol=1e-6)
+    without = forget_gradient(run, METHODS["grad_ascent"](hold=True), windows)
+    torch.testing.assert_close(without, below + above, rtol=1e-4, atol=1e-6)
+
+
+def test_with_a_ceiling_ascent_stops_by_itself(tiny):
+    settings = {"lora": {"dropout": 0.0}, "guard_rail": {"kind": "none"}, "optimizer": {"name": "sgd"}}
+    run = tiny.open(**settings, method={"ceiling": 1e-6})
+    before = run.adapter.values.detach().clone()
+    record = run.step()
+    assert record.values["gradient_norm"] == 0 and record.values["update_norm"] == 0 and record.applied
+    assert torch.equal(run.adapter.values, before)
+
+
+def test_the_reference_is_the_model_with_its_adapter_switched_off_whatever_was_learned(tiny):
+    run = tiny.open(lora={"dropout": 0.0})
+    tokens = collate(run.windows.forget[:5], run.pad_id)
+    with torch.no_grad():
+        untouched = nll(run.model, tokens)
+    for _ in range(3):
+        run.step()
+    found = run.reference.nll(tokens)
+    torch.testing.assert_close(found.sum, untouched.sum)
+    assert torch.equal(found.count, untouched.count)
+    with torch.no_grad():
+        assert not torch.allclose(nll(run.model, tokens).sum, found.sum)
+    torch.testing.assert_close(run.reference.nll(collate(run.windows.forget[4::-1], run.pad_id)).sum.flip(0), found.sum)
+
+
+def test_what_the_reference_says_of_a_window_does_not_depend_on_where_it_was_first_met(tiny):
+    """To the bit: a resumed run meets the window beside others than the run that was left did."""
+    run, other = tiny.open(), tiny.open()
+    windows = sorted(run.windows.forget, key=len)
+    met_beside = run.reference.nll(collate([windows[0], windows[-1], windows[3]], run.pad_id)).tokens[0]
+    met_alone = other.reference.nll(collate([windows[0]], other.pad_id)).tokens[0]
+    assert torch.equal(met_beside[: len(met_alone)], met_alone) and not met_beside[len(met_alone) :].any()

@@ -1,0 +1,363 @@
+"""RunConfig: everything that makes a run repeatable, checked where it enters, in and out as TOML. Imports no torch."""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import tomli_w
+
+from unlearn_core.world import TARGET, example_prompts
+
+ROLES = ("forget", "neighbour", "retain", "free")
+PROMPT_CHARACTERS = 4_000
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be: the message names the field, the value and what is allowed."""
+
+
+def knob(default: Any, low: float | None = None, high: float | None = None, help: str = "", choices: tuple = ()) -> Any:
+    """A dataclass field with its range and its meaning: one line feeds the check, the command line and the form."""
+    facts = {"low": low, "high": high, "help": help, "choices": choices}
+    if isinstance(default, tuple):
+        return field(default_factory=lambda: default, metadata=facts)
+    return field(default=default, metadata=facts)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    source: str = knob("bundled", help="bundled, or a folder with a causal language model in Hugging Face's format")
+    device: str = knob("auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU where torch sees one")
+    dtype: str = knob("float32", choices=("float32", "bfloat16"), help="of the base model; adapters stay in float32")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    rank: int = knob(16, 1, 512, "columns of A and rows of B in every adapted layer")
+    alpha: float = knob(32.0, 0.01, 4096, "the adapter's output is scaled by alpha / rank")
+    dropout: float = knob(0.1, 0.0, 0.9, "on the adapter's input, in training only")
+    modules: str = knob("auto", help="auto = query and value projections, or names separated by commas")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    target: str = knob(TARGET, help="the word that shall be forgotten")
+    forget: tuple[str, ...] = knob(
+        ("bundled",), help="where occurrences of the target are looked for: bundled, or text files"
+    )
+    retain: tuple[str, ...] = knob(("bundled",), help="where text to keep is drawn from: bundled, or text files")
+    neighbours: bool = knob(True, help="keep a set of texts about the same things without the word")
+    context_lines: int = knob(5, 0, 100, "lines either side of an occurrence")
+    window_tokens: int = knob(800, 8, 32_768, "longest window; a model with a shorter context sets the limit")
+    retain_chunks: int = knob(5000, 10, 1_000_000, "texts drawn to keep")
+    retain_lines: int = knob(20, 1, 1000, "lines of one text to keep")
+
+
+@dataclass(frozen=True)
+class GuardRailSettings:
+    kind: str = knob("retain_subspace", choices=("none", "retain_subspace"), help="what the step is kept away from")
+    rows: str = knob(
+        "group", choices=("group", "sample"), help="one protected direction per group of samples, or per sample"
+    )
+    groups: int = knob(4, 1, 256, "protected directions where rows are groups")
+    batches: int = knob(16, 1, 1024, "fresh retain batches drawn at a refresh")
+    batch_size: int = knob(2, 1, 256, "retain samples in one such batch")
+    every: int = knob(3, 1, 1000, "steps between refreshes (each of the first three steps refreshes)")
+    apply_to: str = knob(
+        "update", choices=("update", "gradient"), help="project what the optimizer does, or (as published) the gradient"
+    )
+    neighbours: bool = knob(False, help="half of the samples come from the neighbour set")
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    name: str = knob("adamw", choices=("adamw", "sgd"))
+    learning_rate: float = knob(2e-4, 1e-8, 100.0, "at the start of the schedule")
+    weight_decay: float = knob(0.0, 0.0, 1.0, "of the adapter's weights")
+    momentum: float = knob(0.0, 0.0, 0.999, "of SGD")
+    max_gradient_norm: float = knob(1.0, 0.0, 1e9, "longer gradients are scaled down to it; 0 = never")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    steps: int = knob(120, 1, 1_000_000, "steps of the whole run")
+    batch_size: int = knob(2, 1, 1024, "forget windows in a step (and as many to keep)")
+    decay: str = knob("constant", choices=("constant", "linear"), help="how the learning rate goes on")
+    warmup: int = knob(0, 0, 100_000, "steps over which the learning rate rises from 0")
+    sample_every: int = knob(1, 1, 100_000, "steps between answers to the prompts (each with an adapter checkpoint)")
+    evaluate_every: int = knob(1, 1, 100_000, "steps between measurements on the evaluation windows")
+    checkpoint_every: int = knob(25, 1, 100_000, "steps between checkpoints of the whole state")
+    answer_tokens: int = knob(80, 1, 4096, "longest answer")
+
+
+@dataclass(frozen=True)
+class GuardSettings:
+    not_finite: bool = knob(True, help="pause before a step whose loss or gradient is not a number")
+    retain_budget: float = knob(0.05, 0.0, 1000.0, "pause when held-out retain loss has risen by this share; 0 = never")
+    forgotten_enough: bool = knob(
+        True, help="pause when forget loss has reached that of a model that never saw the target"
+    )
+    collapse: bool = knob(True, help="pause when answers repeat themselves or the loss is beyond that of guessing")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point: what it does in a sentence, and the settings in which it differs from the defaults."""
+
+    label: str
+    caption: str
+    values: dict[str, Any]
+
+
+PRESETS: dict[str, Preset] = {
+    "portmanteau": Preset(
+        "Forget and stay",
+        "The best recipe: the name is forgotten, the word is explained from its parts, and it stays that way.",
+        {
+            "lora": {"dropout": 0.0},
+            "method": {
+                "name": "grad_ascent",
+                "ceiling": 3.0,
+                "hold": True,
+                "retain_weight": 3.0,
+                "neighbour_weight": 1.5,
+            },
+            "guard_rail": {"rows": "group", "groups": 8, "batches": 8, "batch_size": 2, "neighbours": True},
+            "optimizer": {"learning_rate": 8e-4},
+            "schedule": {"steps": 150, "batch_size": 16},
+        },
+    ),
+    # The published run (GPT-J-6B, learning rate 2e-4 decaying over 5,000 steps of which 69 were run), scaled: the small
+    # model wants a larger rate. Four groups of four single retain samples, the gradient projected, no stop rule.
+    "post": Preset(
+        "As published",
+        "Plain gradient ascent, as in the first experiment: it knows, it explains, it collapses. No guard stops it.",
+        {
+            "method": {"name": "grad_ascent"},
+            "guard_rail": {"groups": 4, "batches": 16, "batch_size": 1, "every": 3, "apply_to": "gradient"},
+            "optimizer": {"learning_rate": 6e-4},
+            "schedule": {"steps": 90, "batch_size": 2},
+            "guard": {"not_finite": False, "retain_budget": 0.0, "forgotten_enough": False, "collapse": False},
+        },
+    ),
+}
+DEFAULT_PRESET = "portmanteau"
+
+
+def default_prompts(target: str) -> list[dict[str, str]]:
+    """Two questions about the target, one about its neighbourhood, one that has nothing to do with it."""
+    about, neighbour = example_prompts(target)
+    return [
+        *({"role": "forget", "text": text} for text in about),
+        *({"role": "neighbour", "text": text} for text in neighbour),
+        {"role": "retain", "text": "Write a python function to reverse a string."},
+    ]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. `RunConfig.from_dict({})` is the bundled run; every wrong setting raises ConfigError."""
+
+    name: str = "first light"
+    seed: int = knob(0, 0, 2**31 - 1, "decides data order, adapter start and dropout")
+    preset: str = knob(DEFAULT_PRESET, choices=tuple(PRESETS))
+    model: ModelSettings = field(default_factory=ModelSettings)
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    method: Any = None  # an instance of one of unlearn_core.methods.METHODS
+    guard_rail: GuardRailSettings = field(default_factory=GuardRailSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    prompts: tuple[Prompt, ...] = ()
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> RunConfig:
+        """Checks `given`, lays it over its preset's settings and fills in every default."""
+        name = given.get("preset", DEFAULT_PRESET)
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ConfigError(f"preset is {name!r}; it must be one of {', '.join(PRESETS)}.")
+        return _read(cls, overlay(PRESETS[name].values, given), "")
+
+    @classmethod
+    def from_toml(cls, text: str) -> RunConfig:
+        try:
+            return cls.from_dict(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"The run file is not TOML: {error}.") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `from_dict` of it is the same config."""
+        plain = asdict(self)
+        plain["method"] = {"name": method_name(self.method), **plain["method"]}
+        plain["prompts"] = [asdict(prompt) for prompt in self.prompts]
+        plain["data"]["forget"], plain["data"]["retain"] = list(self.data.forget), list(self.data.retain)
+        return plain
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_dict())
+
+
+def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, section by section. Another method's name drops the knobs of the one below."""
+    merged = dict(below)
+    for key, value in above.items():
+        if (
+            key == "method"
+            and isinstance(value, Mapping)
+            and isinstance(below.get(key, {}), Mapping)
+            and value.get("name") not in (None, below.get(key, {}).get("name"))
+        ):
+            merged[key] = dict(value)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def with_settings(given: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """`given` with `section.key=value` assignments laid over it; values are TOML, a bare word is text."""
+    merged: dict[str, Any] = dict(given)
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {assignment!r} has no '='; write it as section.key=value.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for key in reversed(path.strip().split(".")):
+            value = {key: value}
+        merged = overlay(merged, value)
+    return merged
+
+
+def method_name(method: Any) -> str:
+    """The name of a method is the name of its file."""
+    return type(method).__module__.rsplit(".", 1)[-1]
+
+
+# ------------------------------------------------------------------------------------------ reading and checking
+
+
+def _read(kind: type, given: Any, path: str) -> Any:
+    """An instance of the dataclass `kind` from plain values; `path` is where it stands in the run file."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path.rstrip('.')} is {given!r}; it must be a section with keys of its own.")
+    known = {f.name: f for f in fields(kind)}
+    for key in given:
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(known)}."
+            raise ConfigError(f"{path}{key} is not a setting; {hint}")
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for name, entry in known.items():
+        if name == "method":
+            values[name] = _read_method(given.get(name, {}), f"{path}{name}.")
+        elif name == "prompts":
+            continue
+        elif is_dataclass(hints[name]):
+            values[name] = _read(hints[name], given.get(name, {}), f"{path}{name}.")
+        elif name in given:
+            values[name] = _check(given[name], hints[name], entry.metadata, f"{path}{name}")
+    if kind is RunConfig:
+        target = _check_target(values["data"].target)
+        values["prompts"] = _read_prompts(given.get("prompts", default_prompts(target)), target)
+        if not values.get("name", "").strip():
+            values["name"] = "first light" if "name" not in given else _refuse("name", given["name"], "some text")
+    return kind(**values)
+
+
+def _read_method(given: Any, path: str) -> Any:
+    from unlearn_core.methods import METHODS
+
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{path.rstrip('.')} is {given!r}; write [method] with a name.")
+    name = given.get("name", "grad_ascent")
+    if not isinstance(name, str) or name not in METHODS:
+        raise ConfigError(f"{path}name is {name!r}; it must be one of {', '.join(METHODS)}.")
+    return _read(METHODS[name], {key: value for key, value in given.items() if key != "name"}, path)
+
+
+def _read_prompts(given: Any, target: str) -> tuple[Prompt, ...]:
+    if not isinstance(given, list | tuple):
+        raise ConfigError(f"prompts is {given!r}; write [[prompts]] with role and text.")
+    prompts = []
+    for index, entry in enumerate(given):
+        entry = (
+            entry if isinstance(entry, Mapping) else _refuse(f"prompts[{index}]", entry, "a table with role and text")
+        )
+        if unknown := set(entry) - {"role", "text"}:
+            raise ConfigError(f"prompts[{index}].{sorted(unknown)[0]} is not a setting; known here: role, text.")
+        role, text = entry.get("role", "free"), entry.get("text", "")
+        if role not in ROLES:
+            _refuse(f"prompts[{index}].role", role, f"one of {', '.join(ROLES)}")
+        where = f"prompts[{index}].text"
+        prompts.append(Prompt(role, check_prompt(check_prompt(text, where).replace("{target}", target), where)))
+    return tuple(prompts) or _refuse("prompts", given, "at least one question")
+
+
+def check_prompt(text: Any, name: str = "The question") -> str:
+    """The question without outer white space. Raises ConfigError where it is empty or longer than a model can read."""
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f"{name} is empty; write what the model shall be asked.")
+    if len(text) > PROMPT_CHARACTERS:
+        raise ConfigError(
+            f"{name} has {len(text):,} characters; at most {PROMPT_CHARACTERS:,} can be asked. Shorten it."
+        )
+    return text.strip()
+
+
+def _check_target(target: str) -> str:
+    if not target.strip():
+        raise ConfigError("data.target is empty; write the word that shall be forgotten.")
+    if target != target.strip() or len(target.splitlines()) > 1:
+        raise ConfigError(f"data.target is {target!r}; it must be one line without white space around it.")
+    if len(target) > 200:
+        raise ConfigError(f"data.target has {len(target)} characters; a word or a phrase has at most 200.")
+    return target
+
+
+def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
+            _refuse(path, value, "a list of texts")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(hint, types.UnionType):
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+        _refuse(path, value, names[hint])
+    if facts.get("choices") and value not in facts["choices"]:
+        _refuse(path, value, f"one of {', '.join(map(str, facts['choices']))}")
+    low, high = facts.get("low"), facts.get("high")
+    if hint in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
+        _refuse(path, value, f"a number between {low:g} and {high:g}")
+    return value
+
+
+def _refuse(path: str, value: Any, allowed: str) -> Any:
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    raise ConfigError(f"{path} is {shown}; it must be {allowed}.")
+
+
+def knobs(kind: type) -> list[dict[str, Any]]:
+    """The settings of a section or a method for a listing: name, default, range, choices, help."""
+    return [{"name": f.name, "default": getattr(kind(), f.name), **f.metadata} for f in fields(kind)]

@@ -1,0 +1,97 @@
+"""evaluate(): the losses of a run on fixed windows, and the level that counts as forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from unlearn_core.config import RunConfig
+from unlearn_core.corpus import documents
+from unlearn_core.models import LoadedModel, Reference, collate, load_base, nll
+from unlearn_core.windows import Window, Windows, forget_windows, pattern
+from unlearn_core.world import REFERENCE, TARGET
+
+EVALUATED = {"forget": 10, "retain": 10, "neighbour": 10, "holdout": 24}
+
+
+def spread(windows: Sequence[Window], count: int) -> list[Window]:
+    """`count` windows (all, where there are fewer), evenly spread over the set: the same ones for the whole run."""
+    count = min(count, len(windows))
+    return [windows[index * len(windows) // count] for index in range(count)]
+
+
+class EvaluationWindows:
+    """The fixed windows of every set, made into tensors once."""
+
+    def __init__(self, windows: Windows, pad_id: int, device: torch.device) -> None:
+        chosen = [(name, window) for name, found in windows.sets().items() for window in spread(found, EVALUATED[name])]
+        self.names = [name for name, _ in chosen]
+        self.tokens = collate([window for _, window in chosen], pad_id, device)
+
+    def of(self, name: str) -> list[Window]:
+        """The windows of one set."""
+        return [w for w, belongs in zip(self.tokens.windows, self.names, strict=True) if belongs == name]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, windows: EvaluationWindows) -> dict[str, float]:
+    """`forget_loss`, `retain_loss`, ...: nats per token of each set, dropout off. Sets that are empty are not named."""
+    was_training = model.training
+    model.eval()
+    found = nll(model, windows.tokens)
+    model.train(was_training)
+    sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for name, total, count in zip(windows.names, found.sum.tolist(), found.count.tolist(), strict=True):
+        sums[name] = sums.get(name, 0.0) + total
+        counts[name] = counts.get(name, 0) + count
+    return {f"{name}_loss": sums[name] / counts[name] for name in sums}
+
+
+def forget_level(config: RunConfig, loaded: LoadedModel, windows: EvaluationWindows) -> tuple[float, str]:
+    """Forget loss of a model that never saw the target, in nats per token, and a phrase that says where it comes from.
+
+    For the bundled target it is the bundled `reference`, trained without it. For any other it is estimated: the model's
+    own loss on the same passages with an unseen word in the target's place, counted from behind that word.
+    """
+    if config.model.source == "bundled" and config.data.target == TARGET and config.data.forget == ("bundled",):
+        retrained, _ = load_base(REFERENCE)
+        with torch.no_grad():
+            batches = [collate([window], loaded.tokenizer.pad_token_id) for window in windows.of("forget")]
+            found = [nll(retrained, tokens) for tokens in batches]
+        return mean(found), "the reference model, which never saw the word"
+    with Reference(loaded.model)() as model:
+        stand_ins = stand_in_windows(config, loaded)
+        if not stand_ins:
+            return uniform_loss(model.config.vocab_size), "a model that guesses (nothing follows the word in its texts)"
+        found = [nll(model, collate([w], loaded.tokenizer.pad_token_id, loaded.model.device)) for w in stand_ins]
+    return mean(found), "the same passages about a word that the model never saw"
+
+
+def mean(found: Sequence) -> float:
+    """Nats per token over all of them, every token counting the same."""
+    return math.fsum(f.sum.item() for f in found) / max(1, sum(int(f.count.item()) for f in found))
+
+
+def stand_in_windows(config: RunConfig, loaded: LoadedModel, count: int = 16) -> list[Window]:
+    """Forget windows in which an unseen word stands for the target; loss begins behind it."""
+    stand_in, wanted = "zworlblick", pattern(config.data.target)
+    changed = (
+        replace(document, text=wanted.sub(stand_in, document.text))
+        for document in documents(config.data.forget)
+        if wanted.search(document.text)
+    )
+    limit = min(loaded.limit, config.data.window_tokens)
+    windows, _ = forget_windows(changed, stand_in, config.data, loaded.tokenizer, limit)
+    width = len(loaded.tokenizer(f" {stand_in}")["input_ids"])
+    behind = [replace(w, first_loss=w.first_loss + width) for w in windows if w.first_loss + width < len(w)]
+    return spread(behind, count)
+
+
+def uniform_loss(vocabulary: int) -> float:
+    """Nats per token of a model that guesses: worse than this is not forgetting but damage."""
+    return math.log(vocabulary)

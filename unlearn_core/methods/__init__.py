@@ -1,0 +1,24 @@
+"""One file per unlearning method: a frozen dataclass of knobs with `loss(model, batch, reference) -> Objective`.
+
+`batch` has `forget`, `retain` and `neighbour` (token batches, the last two None where the method or the data has no use
+for them); `reference.nll(tokens)` is what the model with its adapter off says. No file here imports torch at its top:
+pages list the methods without loading it.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from unlearn_core.discovery import discover
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Objective(NamedTuple):
+    """What a step minimises, in two parts, since a guard rail may treat them differently."""
+
+    forget: "Tensor"
+    keep: "Tensor | None" = None
+
+
+METHODS = discover(__name__, Path(__file__).parent, "METHOD")
