@@ -33,7 +33,7 @@ def settings(folder: Path, target: str, forget: str, retain: str = "", **more: A
 
 
 def found(text: str, target: str, context: int = 1) -> list[str]:
-    cut = list(passages([Document(text, "here")], target, context))
+    cut = list(passages([Document(text.encode(), "here")], target, context))
     return [passage.text[passage.start : passage.end] for passage in cut]
 
 
@@ -72,10 +72,10 @@ def test_every_occurrence_of_the_whole_word_is_found_whatever_its_case(target, t
 
 def test_a_passage_has_the_lines_either_side_and_stays_in_its_document():
     text = "\n".join(["a", "", "b", "c", "oslo 1", "  ", "d", "oslo 2", "e"])
-    one, two = passages([Document("oslo? no", "x"), Document(text, "y")][1:], "oslo", 2)
+    one, two = passages([Document(b"oslo? no", "x"), Document(text.encode(), "y")][1:], "oslo", 2)
     assert one.text == "b\nc\noslo 1\nd\noslo 2" and two.text == "oslo 1\nd\noslo 2\ne"
     assert all(p.text[p.start : p.end] == "oslo" for p in (one, two))
-    assert [p.text for p in passages([Document(text, "y")], "oslo", 0)] == ["oslo 1", "oslo 2"]
+    assert [p.text for p in passages([Document(text.encode(), "y")], "oslo", 0)] == ["oslo 1", "oslo 2"]
 
 
 @pytest.mark.parametrize("limit", [12, 33, 64, 800])
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
 
 def test_chunks_hold_every_line_once():
     text = "\n".join(f"line {n}\n" for n in range(23))
-    cut = list(chunks([Document(text, "here", "topic", "group")], 5))
+    cut = list(chunks([Document(text.encode(), "here", topic="topic", group="group")], 5))
     assert [line for chunk in cut for line in chunk.text.splitlines()] == [f"line {n}" for n in range(23)]
     assert [len(chunk.text.splitlines()) for chunk in cut] == [5, 5, 5, 5, 3]
     assert {(chunk.topic, chunk.group, chunk.source) for chunk in cut} == {("topic", "group", "here")}

@@ -26,15 +26,28 @@ def knob(default: Any, low: float | None = None, high: float | None = None, help
     """A dataclass field with its range and its meaning: one line feeds the check, the command line and the form."""
     facts = {"low": low, "high": high, "help": help, "choices": choices}
     if isinstance(default, tuple):
+        facts["filled"] = bool(default)  # a list that has something in it by default must not be emptied
         return field(default_factory=lambda: default, metadata=facts)
     return field(default=default, metadata=facts)
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    source: str = knob("bundled", help="bundled, or a folder with a causal language model in Hugging Face's format")
+    source: str = knob(
+        "bundled", help="bundled, a folder with a causal language model in Hugging Face's format, or a hub id"
+    )
+    revision: str = knob("", help="of a hub id: a branch, a tag or a commit; empty = its newest")
+    adapter: str = knob("", help="a folder with a PEFT LoRA adapter to start from; empty = a fresh one")
     device: str = knob("auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: a GPU where torch sees one")
-    dtype: str = knob("float32", choices=("float32", "bfloat16"), help="of the base model; adapters stay in float32")
+    spread: bool = knob(False, help="spread the layers over all GPUs of this machine")
+    dtype: str = knob(
+        "auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the base model (auto: bfloat16 where the device has it); adapters stay in float32",
+    )
+    four_bit: bool = knob(False, help="load the base model in 4 bits (needs bitsandbytes and a GPU)")
+    gradient_checkpointing: bool = knob(False, help="less memory for a longer step: activations are computed again")
+    chat_template: bool = knob(True, help="put questions and pairs into the tokenizer's chat template where it has one")
 
 
 @dataclass(frozen=True)
@@ -42,20 +55,42 @@ class LoraSettings:
     rank: int = knob(16, 1, 512, "columns of A and rows of B in every adapted layer")
     alpha: float = knob(32.0, 0.01, 4096, "the adapter's output is scaled by alpha / rank")
     dropout: float = knob(0.1, 0.0, 0.9, "on the adapter's input, in training only")
-    modules: str = knob("auto", help="auto = query and value projections, or names separated by commas")
+    modules: str = knob(
+        "auto", help="auto = query and value projections, all-linear, or layer names separated by commas"
+    )
 
 
 @dataclass(frozen=True)
 class DataSettings:
-    target: str = knob(TARGET, help="the word that shall be forgotten")
-    forget: tuple[str, ...] = knob(
-        ("bundled",), help="where occurrences of the target are looked for: bundled, or text files"
+    target: str = knob(TARGET, help="the word, phrase or pattern that shall be forgotten")
+    spellings: tuple[str, ...] = knob((), help="other spellings of the target, forgotten with it")
+    match: str = knob("literal", choices=("literal", "regex"), help="the target is text, or a regular expression")
+    whole_word: bool = knob(True, help="not inside other words")
+    ignore_case: bool = knob(True, help="upper and lower case are the same")
+    normalization: str = knob(
+        "NFC", choices=("none", "NFC", "NFKC"), help="Unicode forms of a letter that count as the same"
     )
-    retain: tuple[str, ...] = knob(("bundled",), help="where text to keep is drawn from: bundled, or text files")
+    everything: bool = knob(
+        False, help="every text of data.forget is to be forgotten; the target only names it and is not looked for"
+    )
+    where: str = knob("", help="only rows whose field has this value, as field=value; of data.forget")
+    forget: tuple[str, ...] = knob(
+        ("bundled",), help="what is searched for the target: bundled, files, folders, globs, or hub data sets (hf:name)"
+    )
+    retain: tuple[str, ...] = knob(("bundled",), help="where text to keep is drawn from; the same kinds of sources")
+    text_field: str = knob("", help="the field of a row that holds its text; empty = found by its name")
+    question_field: str = knob("", help="of question/answer rows; empty = found by its name")
+    answer_field: str = knob("", help="of question/answer rows; the loss is on the answer alone")
+    pair_template: str = knob(
+        "{question}\n{answer}", help="how a pair is written where the tokenizer has no chat template"
+    )
+    excluded: tuple[str, ...] = knob((), help="ids of occurrences that are left alone, as the Data page shows them")
     neighbours: bool = knob(True, help="keep a set of texts about the same things without the word")
     context_lines: int = knob(5, 0, 100, "lines either side of an occurrence")
     window_tokens: int = knob(800, 8, 32_768, "longest window; a model with a shorter context sets the limit")
     retain_chunks: int = knob(5000, 10, 1_000_000, "texts drawn to keep")
+    holdout_chunks: int = knob(500, 1, 100_000, "texts drawn to measure on, never trained on")
+    neighbour_chunks: int = knob(200, 1, 100_000, "neighbouring texts, the nearest first")
     retain_lines: int = knob(20, 1, 1000, "lines of one text to keep")
 
 
@@ -203,7 +238,7 @@ class RunConfig:
         plain = asdict(self)
         plain["method"] = {"name": method_name(self.method), **plain["method"]}
         plain["prompts"] = [asdict(prompt) for prompt in self.prompts]
-        plain["data"]["forget"], plain["data"]["retain"] = list(self.data.forget), list(self.data.retain)
+        plain["data"] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain["data"].items()}
         return plain
 
     def to_toml(self) -> str:
@@ -335,8 +370,10 @@ def _check_target(target: str) -> str:
 def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
     if typing.get_origin(hint) is tuple:
         value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list | tuple) or not value or not all(isinstance(item, str) for item in value):
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             _refuse(path, value, "a list of texts")
+        if not value and facts.get("filled"):
+            _refuse(path, value, "a list of texts with at least one in it")
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)

@@ -81,7 +81,7 @@ def stand_in_windows(config: RunConfig, loaded: LoadedModel, count: int = 16) ->
     """Forget windows in which an unseen word stands for the target; loss begins behind it."""
     stand_in, wanted = "zworlblick", pattern(config.data.target)
     changed = (
-        replace(document, text=wanted.sub(stand_in, document.text))
+        replace(document, raw=wanted.sub(stand_in, document.text).encode(), reduce=None)
         for document in documents(config.data.forget)
         if wanted.search(document.text)
     )

@@ -212,12 +212,12 @@ def folder_of(settings: ModelSettings) -> Path:
     return folder
 
 
-def load_base(folder: Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_base(folder: Path, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model on the CPU, dropout off, and its tokenizer, which has a padding token afterwards."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # any will do: it is masked
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype), use_safetensors=True)
     return model.eval(), tokenizer
 
 

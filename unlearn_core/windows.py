@@ -201,7 +201,7 @@ def chunks(found: Iterable[Document], lines: int) -> Iterator[Document]:
     for document in found:
         kept = [line for line in document.text.splitlines() if line.strip()]
         for start in range(0, len(kept), lines):
-            yield replace(document, text="\n".join(kept[start : start + lines]))
+            yield replace(document, raw="\n".join(kept[start : start + lines]).encode(), reduce=None)
 
 
 def keep_window(chunk: Document, tokenizer: PreTrainedTokenizerBase, limit: int) -> Window:
