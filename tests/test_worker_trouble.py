@@ -312,3 +312,37 @@ def test_the_bundled_model_answers_before_any_run_and_beside_one(store, script, 
     assert "Hello? -> before" in said[0] and "Who? -> before" in said[0] and "Again? -> before" in said[1]
     assert script.opened == ["", "a"], "the model that is there anyway is asked"
     assert store.run(run_id)["status"] == "running"
+
+
+# ------------------------------------------------------------------------------- leaving a run that is being loaded
+
+
+def slow_to_load(script):
+    """An opener that reads a corpus without end, as one of many gigabytes seems to be."""
+
+    def read(config, report):
+        for read in range(10_000):
+            report(f"reading the corpus: {read} of 10,000 MB")
+            time.sleep(0.005)
+
+    script.open = read
+
+
+def test_a_run_can_be_stopped_while_its_corpus_is_read_and_each_stage_is_one_event(store, script, work):
+    slow_to_load(script)
+    run_id = new_run(store)
+    work()
+    until(lambda: "of 10,000 MB" in (store.run(run_id)["status_reason"] or ""))
+    assert ask(store, run_id, "stop") is None
+    assert reaches(store, run_id, "stopped")["lease_owner"] is None
+    assert kinds(store, run_id) == ["created", "loading", "loading", "stopped"]
+
+
+def test_closing_does_not_wait_for_a_corpus(store, script, work):
+    slow_to_load(script)
+    run_id = new_run(store)
+    worker = work()
+    until(lambda: "of 10,000 MB" in (store.run(run_id)["status_reason"] or ""))
+    worker.stop()
+    assert not worker.alive
+    assert store.run(run_id)["status"] == "interrupted" and "closed" in store.run(run_id)["status_reason"]

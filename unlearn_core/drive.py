@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 WHOLE_STATES_KEPT = 2
 
 
+class Left(Exception):
+    """The run was left while it was being loaded; the store knows why."""
+
+
 class Drive:
     """One run from opening to its end (or to its being set aside)."""
 
@@ -66,6 +70,8 @@ class Drive:
                     )
                 else:
                     self.worker.rest()
+        except Left:
+            pass
         except Exception as error:
             self._fail(error)
         finally:
@@ -75,8 +81,15 @@ class Drive:
     # ----------------------------------------------------------------------------------------------- opening
 
     def _open(self, resume: bool) -> None:
+        stage = ""
+
         def report(message: str) -> None:
-            self.store.set_status(self.run_id, "loading", message, "loading", {"message": message})
+            """A new stage ("reading the corpus: ...", by its words before the colon) is an event; the rest is shown."""
+            nonlocal stage
+            before, stage = stage, message.partition(":")[0]
+            event = ("loading", {"message": message}) if stage != before else (None, None)
+            self.store.set_status(self.run_id, "loading", message, *event)
+            self._leave_loading()
 
         for command in self.store.commands(self.run_id, open_only=True):
             if command["acknowledged_at"]:
@@ -93,6 +106,21 @@ class Drive:
             self.store.set_status(self.run_id, "running", None, "resumed", {"from_step": checkpoint["step"]})
         else:
             self._baseline()
+
+    def _leave_loading(self) -> None:
+        """Reading a large corpus takes its time: Stop, and closing the program, do not wait for the end of it."""
+        stop = next((c for c in self.store.commands(self.run_id, open_only=True) if c["kind"] == "stop"), None)
+        if stop:
+            self.store.finish(stop["id"])
+            self.store.set_status(self.run_id, "stopped", "Stopped by hand while it was being loaded.", "stopped")
+        elif self.worker.stopping:
+            self.store.set_status(
+                self.run_id, "interrupted", "Lethe was closed while it was being loaded.", "interrupted"
+            )
+        else:
+            return
+        self.ended = True
+        raise Left
 
     def _whole_checkpoint(self) -> dict | None:
         """The newest checkpoint with a whole state whose files are still there; None where the run has not begun."""

@@ -177,7 +177,8 @@ class Worker:
             self.store.finish(command["id"])
 
     def _ask(self, command_id: int, payload: dict, drive: Drive | None) -> None:
-        session = drive.session if drive and drive.speaks_for({}) else self.opener({}, lambda message: None)
+        config = payload.get("config") or {}
+        session = drive.session if drive and drive.speaks_for(config) else self.opener(config, lambda message: None)
         answers = []
         for prompt in payload["prompts"]:
             try:
