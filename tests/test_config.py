@@ -206,6 +206,15 @@ def test_a_word_that_the_world_does_not_know_gets_questions_too():
     assert all("unheard-of" in p["text"] for p in prompts[:2])
 
 
+@pytest.mark.parametrize("source", ["gpt2", "models/TinyStories-656K"])
+def test_another_model_is_asked_about_the_target_and_not_about_the_bundled_world(source):
+    prompts = RunConfig.from_dict({"model": {"source": source}, "data": {"target": "Mary Poppins"}}).prompts
+    about, others = [[p.text for p in prompts if (p.role == "forget") is wanted] for wanted in (True, False)]
+    assert len(about) == 2 and all("Mary Poppins" in text for text in about)
+    assert others and not any("Mary Poppins" in text for text in others)
+    assert not {p["text"] for p in default_prompts("Mary Poppins")} & {*about, *others}
+
+
 @pytest.mark.parametrize(
     ("assignment", "expected"),
     [

@@ -227,14 +227,25 @@ PRESETS: dict[str, Preset] = {
 DEFAULT_PRESET = "portmanteau"
 
 
-def default_prompts(target: str) -> list[dict[str, str]]:
-    """Two questions about the target, one about its neighbourhood, one that has nothing to do with it."""
-    about, neighbour = example_prompts(target)
-    return [
-        *({"role": "forget", "text": text} for text in about),
-        *({"role": "neighbour", "text": text} for text in neighbour),
-        {"role": "retain", "text": "Write a python function to reverse a string."},
-    ]
+def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]:
+    """What is asked where nobody says: about the target, near it, and far from it.
+
+    The bundled model answers questions about its world. Of another model nobody knows what it can do: it is given
+    beginnings to go on with, which the simplest of them can.
+    """
+    if model == "bundled":
+        about, near = example_prompts(target)
+        far = "Write a python function to reverse a string."
+    elif "stor" in model.lower():  # trained on stories, as TinyStories: it can do nothing else
+        about, near = (
+            [f"Once upon a time, {target}", f"{target} wanted to"],
+            ["Once upon a time, there was a girl named"],
+        )
+        far = "The sun was shining and the little dog"
+    else:
+        about, near, far = [f"Tell me about {target}.", target], [], "The capital of France is"
+    roles = ("forget",) * len(about) + ("neighbour",) * len(near) + ("retain",)
+    return [{"role": role, "text": text} for role, text in zip(roles, [*about, *near, far], strict=True)]
 
 
 @dataclass(frozen=True)
@@ -347,7 +358,7 @@ def _read(kind: type, given: Any, path: str) -> Any:
             values[name] = _check(given[name], hints[name], entry.metadata, f"{path}{name}")
     if kind is RunConfig:
         target = _check_target(values["data"].target)
-        values["prompts"] = _read_prompts(given.get("prompts", default_prompts(target)), target)
+        values["prompts"] = _read_prompts(given.get("prompts", default_prompts(target, values["model"].source)), target)
         if not values.get("name", "").strip():
             values["name"] = "first light" if "name" not in given else _refuse("name", given["name"], "some text")
     return kind(**values)
