@@ -28,6 +28,11 @@ def visible(text: str) -> str:
     return _edge(text[:start]) + shown + _edge(text[start + len(body) :])
 
 
+def inner(text: str) -> str:
+    """The same for a stretch out of a text: white space is as it is, at its ends too."""
+    return "".join(map(_picture, text))
+
+
 def _edge(space: str) -> str:
     return "".join({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}[character] for character in space)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import secrets
 from typing import Any
 
 import streamlit as st
 
-from pages.parts import answers, controls, page, view
+from pages.parts import answers, controls, material, page, sources, view
 from unlearn_core.config import DEFAULT_PRESET, PRESETS, ConfigError, RunConfig, default_prompts
 from unlearn_core.windows import check_target
 from unlearn_core.world import SUGGESTED_TARGETS, TARGET
@@ -18,7 +19,7 @@ MOST_FREE = 6
 
 
 def _fill(word: str) -> None:
-    """The questions that fit the word; those a person has worded stay."""
+    """The questions that fit the word and the model; those a person has worded stay."""
     state = st.session_state
     usual, new = state.get("card_usual", {}), _usual(word)
     for key, text in new.items():
@@ -28,7 +29,7 @@ def _fill(word: str) -> None:
 
 
 def _usual(word: str) -> dict[str, str]:
-    found = default_prompts(word.strip()) if word.strip() else []
+    found = default_prompts(word.strip(), material.model()) if word.strip() else []
     about = [p["text"] for p in found if p["role"] == "forget"]
     keep = [p["text"] for p in found if p["role"] != "forget"]
     return {
@@ -49,6 +50,52 @@ def _typed() -> None:
     word = st.session_state["card_word"]
     st.session_state["card_suggestion"] = word if word in SUGGESTED_TARGETS else None
     _fill(word)
+
+
+def _other_model() -> None:
+    _fill(st.session_state["card_word"])
+
+
+def defaults() -> None:
+    """Every field of the card has a value, and keeps it while another page is looked at."""
+    state = st.session_state
+    state.setdefault("card_ticket", secrets.token_hex(4))
+    state.setdefault("card_word", TARGET)
+    state.setdefault("card_preset", DEFAULT_PRESET)
+    material.defaults()
+    for key in [key for key in state if str(key).startswith("card_")]:
+        state[key] = state[key]
+    if "card_usual" not in state:
+        state["card_suggestion"] = state["card_word"] if state["card_word"] in SUGGESTED_TARGETS else None
+        _fill(state["card_word"])
+
+
+def chosen(home: Any) -> RunConfig:
+    """The run that the card describes. Raises ConfigError in a sentence."""
+    return RunConfig.from_dict(
+        {"preset": st.session_state["card_preset"], **material.chosen(home), "prompts": prompts()}
+    )
+
+
+def take(config: dict[str, Any]) -> None:
+    """Fills the card with what a run was made of: its word, model, texts, questions and recipe."""
+    state = st.session_state
+    material.take(config)
+    word = str(config.get("data", {}).get("target", TARGET))
+    asked = config.get("prompts", [])
+    about = [prompt["text"] for prompt in asked if prompt["role"] == "forget"]
+    near = [prompt["text"] for prompt in asked if prompt["role"] == "neighbour"]
+    keep = [prompt["text"] for prompt in asked if prompt["role"] == "retain"]
+    free = [*about[2:], *near[1:], *keep[1:], *(prompt["text"] for prompt in asked if prompt["role"] == "free")]
+    state["card_word"], state["card_usual"] = word, _usual(word)
+    state["card_suggestion"] = word if word in SUGGESTED_TARGETS else None
+    state["card_preset"] = config["preset"] if config.get("preset") in PRESETS else DEFAULT_PRESET
+    kinds = (about, about[1:], near, keep)
+    for key, texts in zip(("card_forget_0", "card_forget_1", "card_near", "card_keep"), kinds, strict=True):
+        state[key] = texts[0] if texts else ""
+    for place, text in enumerate(free[:MOST_FREE]):
+        state[f"card_free_{place}"] = text
+    state["card_free"] = min(len(free), MOST_FREE)
 
 
 def prompts() -> list[dict[str, str]]:
@@ -73,13 +120,10 @@ def _start(store: Any) -> None:
     state = st.session_state
     ticket = state.get("card_ticket") or secrets.token_hex(4)
     try:
-        chosen = {
-            "preset": state["card_preset"],
-            "name": _free_name(store.runs()),
-            "data": {"target": state["card_word"].strip()},
-        }
-        config = RunConfig.from_dict({**chosen, "prompts": prompts()})
-        check_target(config)
+        settings = {**chosen(store.home).to_dict(), "name": _free_name(store.runs())}
+        config = RunConfig.from_dict(settings)
+        if set(config.data.forget) == {"bundled"}:  # a large corpus is gone through by the worker, who can be stopped
+            check_target(config)
     except ConfigError as error:
         state["refused"] = _plain(str(error))
         return
@@ -112,6 +156,7 @@ def _plain(sentence: str) -> str:
     sentence = re.sub(r"prompts\[(\d+)\]\.text", lambda found: f"Question {int(found.group(1)) + 1}", sentence)
     for field, words in (
         ("data.target", "The word"),
+        ("model.source", "The model"),
         ("prompts is []", "No question is asked"),
         ("preset", "The recipe"),
     ):
@@ -139,16 +184,8 @@ def what_happens_to_the_other(store: Any) -> str | None:
 
 def draw(store: Any) -> None:
     """The card and, below it, what the model says now."""
-    state = st.session_state
-    state.setdefault("card_ticket", secrets.token_hex(4))
-    state.setdefault("card_word", TARGET)
-    state.setdefault("card_preset", DEFAULT_PRESET)
-    # What is typed here outlives a visit to another page.
-    for key in [key for key in state if str(key).startswith("card_")]:
-        state[key] = state[key]
-    if "card_usual" not in state:
-        state["card_suggestion"] = TARGET
-        _fill(TARGET)
+    material.take_upload()
+    defaults()
     runs = store.runs()
     st.html(
         "<header class='strip'><h1 class='plain'>Watch a language model forget a word</h1><p class='sentence'>"
@@ -161,6 +198,7 @@ def draw(store: Any) -> None:
             _word_and_recipe()
         with right:
             _questions()
+        material.draw(store, _other_model)
         _start_row(store, runs)
     _says_now(store)
 
@@ -168,7 +206,12 @@ def draw(store: Any) -> None:
 def _word_and_recipe() -> None:
     st.text_input("The word to forget", key="card_word", on_change=_typed)
     st.pills(
-        "For example", SUGGESTED_TARGETS, key="card_suggestion", on_change=_suggested, label_visibility="collapsed"
+        "For example",
+        SUGGESTED_TARGETS,
+        key="card_suggestion",
+        on_change=_suggested,
+        label_visibility="collapsed",
+        disabled=material.value("card_forget_from") != "bundled",  # these are words of the bundled world
     )
     names = list(PRESETS)
     st.radio(
@@ -219,7 +262,10 @@ def _start_row(store: Any, runs: list[dict[str, Any]]) -> None:
             help=why,
         )
         told = what_happens_to_the_other(store) or "It runs on this machine and nothing leaves it."
-        st.html(f"<p class='told'>{html.escape(told)}</p>")
+        told = f"{material.in_words(store.home)} {told}".strip()
+        st.html(f"<p class='told'>{html.escape(told)}</p>", width="stretch")
+        if st.button("See what would be forgotten", key="see_data", type="tertiary", icon=":material/manage_search:"):
+            st.switch_page("pages/data.py")
         if runs:
             st.button("back to the run", key="back_to_run", type="tertiary", on_click=_back)
 
@@ -232,32 +278,42 @@ def _back() -> None:
 # ------------------------------------------------------------------------------------------ what it says before a run
 
 
-def _command(store: Any, texts: tuple[str, ...]) -> dict[str, Any] | None:
-    """The request for these answers; asked once per set of questions."""
-    asked: dict[tuple[str, ...], int] = st.session_state.setdefault("card_asked", {})
+def _asked(texts: tuple[str, ...], home: Any) -> dict[str, Any]:
+    """What the worker is asked: these questions, of the model on the card. Raises ConfigError in a sentence."""
+    source = sources.model(material.model(), home)
+    return {"prompts": list(texts), **({} if source == "bundled" else {"config": {"model": {"source": source}}})}
+
+
+def _command(store: Any, payload: dict[str, Any]) -> dict[str, Any] | None:
+    """The request for these answers; asked once per model and set of questions."""
+    asked: dict[str, int] = st.session_state.setdefault("card_asked", {})
+    key = json.dumps(payload)
     known = {command["id"]: command for command in store.commands("any", limit=200)}
-    command = known.get(asked.get(texts, -1))
+    command = known.get(asked.get(key, -1))
     if command is None and not store.read_only:
-        asked[texts] = page.attempt(store.request, None, "ask", {"prompts": list(texts)}) or -1
-        command = {"id": asked[texts], "done_at": None, "acknowledged_at": None, "error": None, "requested_at": None}
+        asked[key] = page.attempt(store.request, None, "ask", payload) or -1
+        command = {"id": asked[key], "done_at": None, "acknowledged_at": None, "error": None, "requested_at": None}
     return command
 
 
-def _answered(store: Any, texts: tuple[str, ...]) -> dict[str, str] | None:
+def _answered(store: Any, payload: dict[str, Any]) -> dict[str, str] | None:
+    """Question -> answer, where this model was asked all of these before."""
+    known = {command["id"]: command["payload"] for command in store.commands(None, limit=200)}
     for event in reversed(store.events(None)):
         said = event["payload"].get("answers", []) if event["kind"] == "answered" else []
-        if {answer["prompt"] for answer in said} >= set(texts):
+        same_model = known.get(event["payload"].get("command"), {}).get("config") == payload.get("config")
+        if same_model and {answer["prompt"] for answer in said} >= set(payload["prompts"]):
             return {a["prompt"]: a.get("refused") or a["text"] or answers.NO_ANSWER for a in said}
     return None
 
 
-def _waiting(command: dict[str, Any] | None) -> str:
+def _waiting(command: dict[str, Any] | None, model: str) -> str:
     if command is None:
         return "nothing can be asked: the store is read-only"
     if command["error"]:
         return command["error"]
     if command["acknowledged_at"]:
-        return "loading the bundled model …"
+        return f"loading {model} …"
     if command["requested_at"] and controls.seconds_since(command["requested_at"]) > controls.BUSY_SECONDS:
         return "the worker is busy; it answers as soon as it can"
     return "waking the worker …"
@@ -270,8 +326,14 @@ def _says_now(store: Any) -> None:
     if not texts:
         st.html("<h2 class='quiet'>Write a question and the model answers it here.</h2>")
         return
-    said = _answered(store, texts)
-    waiting = "" if said else _waiting(_command(store, texts))
+    try:
+        payload = _asked(texts, store.home)
+        said = _answered(store, payload)
+        source = material.model()
+        name = "the bundled model" if source == "bundled" else sources.named(source, store.home)
+        waiting = "" if said else _waiting(_command(store, payload), name)
+    except ConfigError as error:  # the model on the card cannot be
+        said, waiting = None, str(error)
     st.html("<h2 class='over'>What the model says now</h2>")
     answers.fresh(
         [(p["role"], p["text"], said[p["text"]] if said else waiting) for p in asked], "answers_now", bool(waiting)

@@ -9,7 +9,12 @@ import streamlit as st
 
 from pages.parts import strip
 
-PAGES = (("pages/watch.py", "Watch"), ("pages/compare.py", "Compare"), ("pages/runs.py", "Runs"))
+PAGES = (
+    ("pages/watch.py", "Watch"),
+    ("pages/data.py", "Data"),
+    ("pages/compare.py", "Compare"),
+    ("pages/runs.py", "Runs"),
+)
 STYLE = Path(__file__).with_name("style.css")
 
 

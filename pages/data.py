@@ -1,0 +1,242 @@
+"""Data: what would be forgotten and what kept, shown and understood before a step is taken."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import streamlit as st
+
+from pages.parts import first_card, looks, material, page, passages, sources, strip
+from unlearn_core.config import ConfigError, RunConfig
+
+TICK = 1.0
+PAGE = 20
+WAY_OUT = "Change the word or the texts on Watch, or look again when the file is mended."
+
+
+def main() -> None:
+    store = page.begin()
+    first_card.defaults()
+    run = _run(store)
+    try:
+        config = _config(store, run)
+    except ConfigError as error:
+        _head(store, None, run, "", str(error))
+        strip.draw_banner(strip.Banner("bad", str(error), "Change it on Watch."))
+        return
+    look = looks.current(store, config)
+    if look.facts is not None:
+        words = passages.sentence(look.facts, config["data"]["everything"])
+    else:
+        words = "The texts could not be looked into." if look.error else "Looking into the texts …"
+    _head(store, config, run, words, None if look.facts else look.error or "The texts are being looked into.")
+    page.refused()
+    if look.error:
+        strip.draw_banner(strip.Banner("bad", look.error, WAY_OUT))
+        st.button("Look again", key="look_anew", on_click=looks.again, args=(look.key,), icon=":material/refresh:")
+        return
+    # A place for the progress that stays: what is below it does not jump when an occurrence is left out.
+    _following(store, config, look)
+    shown = look.facts or look.earlier
+    if shown is not None:
+        _found(store, shown, run, config)
+
+
+def _run(store: Any) -> dict[str, Any] | None:
+    """The run in the address, if the page is to show what that was made of."""
+    wanted = st.query_params.get("run")
+    return store.run(wanted) if wanted else None
+
+
+def _config(store: Any, run: dict[str, Any] | None) -> dict[str, Any]:
+    """What is looked into: the run's settings, or those of the card. Raises ConfigError in a sentence."""
+    if run is None:
+        return first_card.chosen(store.home).to_dict()
+    config = RunConfig.from_dict(sources.checked(run["config"], store.home)).to_dict()
+    if ids := st.session_state.get(f"excluded {run['id']}"):
+        config["data"]["excluded"] = ids
+    return config
+
+
+# -------------------------------------------------------------------------------------------------------- the head
+
+
+def _head(
+    store: Any, config: dict[str, Any] | None, run: dict[str, Any] | None, sentence: str, why_not: str | None
+) -> None:
+    title = config["data"]["target"] if config else st.session_state["card_word"].strip() or "Data"
+    with st.container(horizontal=True, key="head"):
+        with st.container(width="stretch"):
+            st.html(
+                f"<header class='strip' data-page='data'><h1>{html.escape(title)}</h1>"
+                f"<p class='facts'>{_facts_line(store, config, run)}</p>"
+                f"<p class='sentence' role='status'>{html.escape(sentence)}</p></header>"
+            )
+        with st.container(width="content", horizontal_alignment="right", key="aside"):
+            why = page.read_only(store) or why_not
+            go = st.button(
+                "Forget this",
+                key="forget_this",
+                type="primary",
+                icon=":material/arrow_forward:",
+                disabled=bool(why),
+                help=why or "To the card on Watch, with the word, the texts and the model filled in.",
+            )
+            change = st.button("Change word or texts", key="change_data", type="tertiary")
+    if go or change:
+        if run is not None and config is not None:
+            first_card.take(config)
+        st.session_state.pop("card_ticket", None)
+        st.switch_page("pages/watch.py", query_params={"new": "1"})
+
+
+def _facts_line(store: Any, config: dict[str, Any] | None, run: dict[str, Any] | None) -> str:
+    parts = [f"of the run “{run['name']}”" if run else "as chosen on Watch"]
+    if config:
+        source, data = config["model"]["source"], config["data"]
+        parts.append("the bundled model" if source == "bundled" else sources.named(source, store.home))
+        about = [sources.named(each, store.home) for each in data["forget"]]
+        keep = [sources.named(each, store.home) for each in data["retain"]]
+        parts.append(f"from {', '.join(about)}" + (f", keeping {', '.join(keep)}" if keep != about else ""))
+    return "".join(f"<span>{html.escape(part)}</span>" for part in parts)
+
+
+# ------------------------------------------------------------------------------------------------ while it is looked
+
+
+def _following(store: Any, config: dict[str, Any], look: looks.Look) -> None:
+    # One polling fragment, which stops by itself: run_every is read when it is declared.
+    @st.fragment(run_every=TICK if look.open and look.command else None)
+    def follow() -> None:
+        now = looks.current(store, config) if look.open else look
+        if look.open and not now.open:
+            st.rerun(scope="app")
+        _progress(store, now)
+
+    follow()
+
+
+def _progress(store: Any, look: looks.Look) -> None:
+    """How far the look is; once it is done, how it went, in the same place."""
+    told = look.progress
+    with st.container(horizontal=True, vertical_alignment="center", key="looking"):
+        if look.facts is not None:
+            st.html(f"<p class='told' role='status'>{html.escape(passages.reading(look.facts))}</p>", width="stretch")
+            st.button(
+                "Look again", key="look_again", icon=":material/refresh:", on_click=looks.again, args=(look.key,),
+                disabled=bool(page.read_only(store)), help=page.read_only(store), type="tertiary",
+            )  # fmt: skip
+            return
+        total = told.get("bytes_total") or 0
+        share = min(1.0, told.get("bytes_read", 0) / total) if total else 0.0
+        words = passages.progress(told) if told else look.waits
+        st.html(
+            "<div class='reading'><div role='progressbar' aria-label='how much is read' aria-valuemin='0' "
+            f"aria-valuemax='100' aria-valuenow='{share * 100:.0f}'><i style='width:{share * 100:.1f}%'></i></div>"
+            f"<p role='status'>{html.escape(words)}</p></div>",
+            width="stretch",
+        )
+        number = look.command["id"] if look.command else None
+        st.button(
+            "Stop", key="stop_look", icon=":material/stop:", disabled=number is None, type="tertiary",
+            on_click=looks.stop, args=(store, number),
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ what was found
+
+
+def _found(store: Any, facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+    st.html(passages.gauges(facts))
+    memory = facts.get("memory") or {}
+    if memory and not memory.get("fits", True):
+        needed, there = passages.size(memory["total"]), passages.size(memory["available"])
+        text = f"A run needs about {needed} of memory, and {there} are there."
+        way = "Take a smaller model, a lower rank, shorter windows, or fewer texts in a step."
+        strip.draw_banner(strip.Banner("warn", text, way))
+    left, right = st.columns([1, 1.1], gap="large")
+    with left:
+        st.html(passages.table(facts))
+    with right:
+        st.html(passages.pieces(facts) + passages.notes(facts) + passages.given(facts))
+    _windows(facts)
+    _occurrences(facts, run, config)
+
+
+@st.fragment
+def _windows(facts: dict[str, Any]) -> None:
+    names = [name for name in passages.SETS if any(each["set"] == name for each in facts["windows"])]
+    if not names:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom", key="windows_head"):
+        picked = st.segmented_control(
+            "Windows",
+            names,
+            format_func=lambda name: f"{passages.SETS[name]} {facts['sets'][name]['windows']:,}",
+            default=names[0],
+            required=True,
+            key="windows_set",
+        )
+        search = st.text_input(
+            "Find in these texts", key="windows_search", type="search", placeholder="find in them", width=260
+        )
+    name = picked if picked in names else names[0]
+    matching = passages.wanted(facts["windows"], name, search or "")
+    st.html(passages.legend(name) + _of_all(facts, name, matching, search or ""))
+    first, of_page = _paged(matching, f"windows {name} {search}")
+    marks = passages.marks_of(facts)
+    st.html("".join(passages.window(each, first + place, marks) for place, each in enumerate(of_page, 1)))
+
+
+def _of_all(facts: dict[str, Any], name: str, matching: list[Any], search: str) -> str:
+    there = sum(each["set"] == name for each in facts["windows"])
+    total = facts["sets"][name]["windows"]
+    said = f"{there:,} of {total:,} are shown, drawn evenly. " if there < total else ""
+    if search.strip():
+        said += f"“{search.strip()}” is in {len(matching):,} of them."
+    return f"<p class='told' role='status'>{html.escape(said)}</p>" if said else ""
+
+
+def _paged(rows: list[Any], key: str) -> tuple[int, list[Any]]:
+    """(how many come before, the rows of the page that is chosen)."""
+    pages = max(1, -(-len(rows) // PAGE))
+    at = st.pagination(pages, key=f"page {pages} {key}") if pages > 1 else 1
+    return (at - 1) * PAGE, rows[(at - 1) * PAGE : at * PAGE]
+
+
+def _occurrences(facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+    st.html("<h2 class='over'>Every occurrence</h2>")
+    if not facts["found"]:
+        words = "All of these texts are to be forgotten; no single word is looked for in them."
+        st.html(f"<p class='quiet'>{words}</p>")
+        return
+    search = st.text_input(
+        "Find an occurrence", key="found_search", type="search", placeholder="find among them", width=260,
+        label_visibility="collapsed",
+    )  # fmt: skip
+    needle = (search or "").strip().casefold()
+    keys = ("before", "target", "after", "source", "place")
+    rows = [(n, e) for n, e in enumerate(facts["found"], 1) if needle in " ".join(str(e[k]) for k in keys).casefold()]
+    if not rows:
+        st.html(f"<p class='quiet'>None of them has “{html.escape(needle)}”.</p>")
+    out = set(config["data"]["excluded"])
+    _, of_page = _paged(rows, f"found {needle}")
+    for number, each in of_page:
+        with st.container(horizontal=True, vertical_alignment="top", key=f"occurrence_{number}"):
+            st.html(passages.occurrence({**each, "excluded": each["id"] in out}, number), width="stretch")
+            key = f"exclude {each['id']}"
+            st.session_state[key] = each["id"] in out
+            st.checkbox(f"exclude {number}", key=key, on_change=_leave_out, args=(each["id"], key, run))
+
+
+def _leave_out(number: str, key: str, run: dict[str, Any] | None) -> None:
+    out = bool(st.session_state.get(key))
+    if run is None:
+        material.leave_out(number, out)
+        return
+    kept = set(st.session_state.get(f"excluded {run['id']}") or run["config"].get("data", {}).get("excluded", ()))
+    st.session_state[f"excluded {run['id']}"] = sorted(kept | {number} if out else kept - {number})
+
+
+main()
