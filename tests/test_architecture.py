@@ -16,10 +16,14 @@ ROOT = Path(__file__).parents[1]
 STANDARD = frozenset(sys.stdlib_module_names) - {"sqlite3"}
 OUR_OWN = {"unlearn_core", "storage", "pages", "app", "cli", "terminal"}
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
-LIGHT = tuple(f"unlearn_core.{name}" for name in ("config", "windows", "world", "methods", "worker", "guard"))
+LIGHT_ROOMS = ("config", "corpus", "readers", "windows", "world", "methods", "worker", "guard")
+LIGHT = tuple(f"unlearn_core.{name}" for name in LIGHT_ROOMS)
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
-    "unlearn_core": STANDARD | HEAVY | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy"},
+    "unlearn_core": STANDARD
+    | HEAVY
+    | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy", "huggingface_hub"}
+    | {"charset_normalizer", "ijson", "mwparserfromhell", "pyarrow", "regex", "sklearn", "zstandard"},
     "unlearn_core/worker.py": STANDARD | {"unlearn_core.drive"},
     "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker"},
     "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "storage"},
