@@ -12,6 +12,7 @@ from unlearn_core.config import ConfigError, RunConfig
 
 TICK = 1.0
 PAGE = 20
+EVERY = "occurrences"
 WAY_OUT = "Change the word or the texts on Watch, or look again when the file is mended."
 
 
@@ -29,7 +30,8 @@ def main() -> None:
     if look.facts is not None:
         words = passages.sentence(look.facts, config["data"]["everything"])
     else:
-        words = "The texts could not be looked into." if look.error else "Looking into the texts …"
+        busy = "Counting anew …" if look.earlier else "Looking into the texts …"
+        words = "The texts could not be looked into." if look.error else busy
     _head(store, config, run, words, None if look.facts else look.error or "The texts are being looked into.")
     page.refused()
     if look.error:
@@ -160,30 +162,33 @@ def _found(store: Any, facts: dict[str, Any], run: dict[str, Any] | None, config
         st.html(passages.table(facts))
     with right:
         st.html(passages.pieces(facts) + passages.notes(facts) + passages.given(facts))
-    _windows(facts)
-    _occurrences(facts, run, config)
+    _texts(facts, run, config)
 
 
-@st.fragment
-def _windows(facts: dict[str, Any]) -> None:
+def _texts(facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+    """Every window, a set at a time, and every occurrence."""
     names = [name for name in passages.SETS if any(each["set"] == name for each in facts["windows"])]
+    names += [EVERY] if facts["found"] else []
     if not names:
         return
-    with st.container(horizontal=True, vertical_alignment="bottom", key="windows_head"):
-        picked = st.segmented_control(
-            "Windows",
-            names,
-            format_func=lambda name: f"{passages.SETS[name]} {facts['sets'][name]['windows']:,}",
-            default=names[0],
-            required=True,
-            key="windows_set",
-        )
+    labels = {name: f"{passages.SETS[name]} {facts['sets'][name]['windows']:,}" for name in names if name != EVERY}
+    labels[EVERY] = f"every occurrence {len(facts['found']):,}"
+    if st.session_state.get("shown_set") not in names:
+        st.session_state["shown_set"] = names[0]
+    with st.container(horizontal=True, vertical_alignment="bottom", key="texts_head"):
+        name = st.segmented_control("Show", names, format_func=labels.__getitem__, required=True, key="shown_set")
         search = st.text_input(
-            "Find in these texts", key="windows_search", type="search", placeholder="find in them", width=260
+            "Find in these texts", key="search_texts", type="search", placeholder="find in them", width=260
         )
-    name = picked if picked in names else names[0]
-    matching = passages.wanted(facts["windows"], name, search or "")
-    st.html(passages.legend(name) + _of_all(facts, name, matching, search or ""))
+    if name == EVERY:
+        _occurrences(facts, search or "", run, config)
+    else:
+        _windows(facts, str(name), search or "")
+
+
+def _windows(facts: dict[str, Any], name: str, search: str) -> None:
+    matching = passages.wanted(facts["windows"], name, search)
+    st.html(passages.legend(name) + _of_all(facts, name, matching, search))
     first, of_page = _paged(matching, f"windows {name} {search}")
     marks = passages.marks_of(facts)
     st.html("".join(passages.window(each, first + place, marks) for place, each in enumerate(of_page, 1)))
@@ -205,21 +210,13 @@ def _paged(rows: list[Any], key: str) -> tuple[int, list[Any]]:
     return (at - 1) * PAGE, rows[(at - 1) * PAGE : at * PAGE]
 
 
-def _occurrences(facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
-    st.html("<h2 class='over'>Every occurrence</h2>")
-    if not facts["found"]:
-        words = "All of these texts are to be forgotten; no single word is looked for in them."
-        st.html(f"<p class='quiet'>{words}</p>")
-        return
-    search = st.text_input(
-        "Find an occurrence", key="found_search", type="search", placeholder="find among them", width=260,
-        label_visibility="collapsed",
-    )  # fmt: skip
-    needle = (search or "").strip().casefold()
+def _occurrences(facts: dict[str, Any], search: str, run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+    needle = search.strip().casefold()
     keys = ("before", "target", "after", "source", "place")
     rows = [(n, e) for n, e in enumerate(facts["found"], 1) if needle in " ".join(str(e[k]) for k in keys).casefold()]
-    if not rows:
-        st.html(f"<p class='quiet'>None of them has “{html.escape(needle)}”.</p>")
+    said = "What is excluded is not trained on; the windows are made anew without it. "
+    said += f"“{search.strip()}” is in {len(rows):,} of them." if needle else ""
+    st.html(f"<p class='legend' role='status'>{html.escape(said)}</p>")
     out = set(config["data"]["excluded"])
     _, of_page = _paged(rows, f"found {needle}")
     for number, each in of_page:

@@ -212,6 +212,7 @@ def _word_and_recipe() -> None:
         on_change=_suggested,
         label_visibility="collapsed",
         disabled=material.value("card_forget_from") != "bundled",  # these are words of the bundled world
+        wrap=True,
     )
     names = list(PRESETS)
     st.radio(

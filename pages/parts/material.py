@@ -252,12 +252,12 @@ def _fields() -> None:
 
 def in_words(home: Any) -> str:
     """The row in a sentence, for when it is closed. Empty where all is as at first."""
-    if all(value(key) == usual for key, usual in UNTOUCHED.items()):
+    about, keep = value("card_forget_from"), value("card_keep_from")
+    left = len(excluded(st.session_state.get("card_word", "").strip(), about))
+    if not left and all(value(key) == usual for key, usual in UNTOUCHED.items()):
         return ""
     name = "The bundled model" if model() == "bundled" else sources.named(model(), home)
-    about, keep = value("card_forget_from"), value("card_keep_from")
     said = f"{name} forgets it from {sources.named(about, home)}"
     if keep not in (SAME, about):
         said += f" and keeps {sources.named(keep, home)}"
-    left = len(excluded(st.session_state.get("card_word", "").strip(), about))
-    return f"{said}; {left} {'occurrence is' if left == 1 else 'occurrences are'} left out." if left else f"{said}."
+    return f"{said}; {left} {'occurrence is' if left == 1 else 'occurrences are'} excluded." if left else f"{said}."

@@ -43,7 +43,7 @@ def sentence(facts: Mapping[str, Any], everything: bool) -> str:
         return f"All of {counted(facts['documents'], 'text')} is to be forgotten. {way}"
     often = "once" if facts["occurrences"] == 1 else f"{facts['occurrences']:,} times"
     out = sum(bool(each["excluded"]) for each in facts["found"])
-    left = f", {out:,} of them left out by hand" if out else ""
+    left = f", {out:,} of them excluded by hand" if out else ""
     return f"It stands {often} in {counted(facts['documents'], 'text')}{left}. {way}"
 
 
@@ -223,7 +223,7 @@ def _where(found: Mapping[str, Any]) -> str:
 def occurrence(found: Mapping[str, Any], number: int) -> str:
     """One occurrence in its line."""
     before, after = str(found["before"])[-AROUND:], str(found["after"])[:AROUND]
-    out = "<span class='out'>left out</span> " if found["excluded"] else ""
+    out = "<span class='out'>excluded</span> " if found["excluded"] else ""
     return (
         f"<div class='occurrence{' gone' if found['excluded'] else ''}'>"
         f"<p>{out}{_plain(before)}<b class='target'>{_plain(found['target'])}</b>{_plain(after)}</p>"

@@ -24,7 +24,7 @@ BETWEEN = ";"  # several sources in one field
 MOST_ENTRIES = 20_000  # of a folder or a pattern, looked through for links that lead out
 MOST_OFFERED = 60
 PROGRAM = Path(__file__).resolve().parents[2]
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?([:@#].*)?")
+HUB_ID = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(/[\w.-]+)?(:[\w.\[\]%-]*)?")  # of a data set: configuration and split, too
 TEXTS = (".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".parquet", ".xml")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
@@ -69,7 +69,7 @@ def model(written: str, home: str | Path) -> str:
         return written
     if not written:
         raise ConfigError("No model is named; choose the bundled one, or write the path of a folder or a hub id.")
-    if _is_hub_id(written, home) and not os.path.isdir(written):
+    if written.count("/") < 2 and _is_hub_id(written, home) and not os.path.isdir(written):
         return written
     folder = _path(written, home)
     if not os.path.isfile(os.path.join(folder, "config.json")):
@@ -102,9 +102,10 @@ def _clean(written: str) -> str:
 
 def _is_hub_id(written: str, home: str | Path) -> bool:
     """Whether it names something on the hub. A folder of that name would be read in its place, so it counts as one."""
-    if not HUB_ID.fullmatch(written) or ".." in written or written.startswith(".") or written.endswith("/"):
+    shaped = HUB_ID.fullmatch(written)
+    if not shaped or ".." in written or written.startswith("."):
         return False
-    return inside(written, roots(home)) or not os.path.lexists(written)
+    return inside(shaped[1], roots(home)) or not os.path.lexists(shaped[1])
 
 
 def _path(written: str, home: str | Path) -> str:
@@ -257,7 +258,7 @@ def named(source: str, home: str | Path) -> str:
         return "the bundled world"
     path = Path(source)
     if path.is_relative_to(os.path.realpath(Path(home) / UPLOADS)):
-        return f"{path.name} (uploaded)"
+        return f"{path.name} (uploaded, {path.parent.name[:4]})"  # two of one name are told apart
     for root, start in ((os.path.realpath(os.getcwd()), ""), (os.path.realpath(os.path.expanduser("~")), "~/")):
         if path.is_absolute() and path.is_relative_to(root) and str(path) != root and root != "/":
             return start + str(path.relative_to(root))
