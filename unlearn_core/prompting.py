@@ -108,10 +108,10 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], opened:
         except TemplateError:
             if not turns or turns[0].role != "system":
                 raise
-            # Some templates have no place for a system turn: it goes before the first question, as their authors advise.
+            # Some templates have no place for a system turn: it goes before the first question, as their authors say.
             first = {"role": "user", "content": f"{turns[0].text}\n\n{turns[1].text if len(turns) > 1 else ''}".strip()}
             return str(tokenizer.apply_chat_template([first, *messages[2:]], chat_template=template, **options))
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
+    except (TemplateError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"The chat template of this model cannot be used: {reason}. Set model.chat_template = false."
