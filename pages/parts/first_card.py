@@ -57,14 +57,12 @@ def _other_model() -> None:
 
 
 def defaults() -> None:
-    """Every field of the card has a value, and keeps it while another page is looked at."""
+    """Every field of the card has a value."""
     state = st.session_state
     state.setdefault("card_ticket", secrets.token_hex(4))
     state.setdefault("card_word", TARGET)
     state.setdefault("card_preset", DEFAULT_PRESET)
     material.defaults()
-    for key in [key for key in state if str(key).startswith("card_")]:
-        state[key] = state[key]
     if "card_usual" not in state:
         state["card_suggestion"] = state["card_word"] if state["card_word"] in SUGGESTED_TARGETS else None
         _fill(state["card_word"])

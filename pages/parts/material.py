@@ -34,7 +34,7 @@ UNTOUCHED: dict[str, Any] = {
 
 
 def defaults() -> None:
-    """Every field of the row has a value, and keeps it while another page is looked at."""
+    """Every field of the row has a value."""
     for key, value in UNTOUCHED.items():
         st.session_state.setdefault(key, value)
 

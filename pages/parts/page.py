@@ -21,6 +21,9 @@ STYLE = Path(__file__).with_name("style.css")
 def begin() -> Any:
     """The store, after the style and the store's notice are on the page."""
     st.html(STYLE)
+    # What is chosen on the card outlives a visit to any page, though only Watch draws its fields.
+    for key in [key for key in st.session_state if str(key).startswith("card_")]:
+        st.session_state[key] = st.session_state[key]
     store = st.session_state.get("store")
     if store is None:
         _through_the_door()
