@@ -16,9 +16,10 @@ MARKS = (  # UTF-32 first: its mark begins like that of UTF-16
     (codecs.BOM_UTF16_BE, "utf-16-be", "UTF-16"),
 )
 # The encodings that text is still found in; with all that Python knows, a few letters are taken for Coptic.
+WIDE = ("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr")  # short lines of these may by chance be UTF-8, too
 CANDIDATES = (
     *("cp1252", "latin_1", "cp1250", "iso8859_2", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255", "cp1256"),
-    *("gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"),
+    *WIDE,
 )
 NAMES = {"cp1251": "Windows-1251", "cp1250": "Windows-1250", "shift_jis": "Shift-JIS", "iso8859_2": "Latin-2"}
 SAMPLE = 1 << 16  # bytes
@@ -62,13 +63,8 @@ class _Mend:
         self.codec = ""  # of what is not UTF-8
 
     def __call__(self, block: bytes) -> bytes:
-        if block.isascii():
+        if is_utf8(block):
             return block
-        try:
-            block.decode("utf-8")
-            return block
-        except UnicodeDecodeError:
-            pass
         decoded = block.decode("utf-8", "replace")
         wrong = decoded.count(UNKNOWN) - block.count(UNKNOWN.encode())
         right = len(re.findall(r"[^\x00-\x7f]", decoded)) - wrong
@@ -78,16 +74,13 @@ class _Mend:
         if not self.codec:
             self.codec, called = detect(block)
             self.tally.note(f"{self.name} is read as {called}")
-        if right and self.codec == "cp1252":
+        if right and self.codec not in WIDE:
             return b"".join(map(self._line, block.splitlines(keepends=True)))
         return self._foreign(block)
 
     def _line(self, line: bytes) -> bytes:
         """A line of a text in which some are UTF-8 and some are not."""
-        try:
-            return line.decode("utf-8").encode("utf-8")
-        except UnicodeDecodeError:
-            return self._foreign(line)
+        return line if is_utf8(line) else self._foreign(line)
 
     def _foreign(self, block: bytes) -> bytes:
         text = block.decode(self.codec, "replace")
@@ -99,11 +92,18 @@ class _Mend:
             self.tally.note(f"{self.name}: bytes that cannot be decoded (mixed encodings?), read as {UNKNOWN}", count)
 
 
+def is_utf8(block: bytes) -> bool:
+    try:
+        return block.isascii() or bool(block.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
+
+
 def detect(block: bytes) -> tuple[str, str]:
     """(codec, its name for people) of text that is not UTF-8. Western European where nothing speaks against it."""
     from charset_normalizer import from_bytes
 
-    telling = b"\n".join(line for line in block.splitlines() if not line.isascii())[:SAMPLE]
+    telling = b"\n".join(line for line in block.splitlines() if not is_utf8(line))[:SAMPLE]
     found = from_bytes(telling, cp_isolation=list(CANDIDATES))
     best, western = found.best(), telling.decode("cp1252", "replace")
     if best is None or str(best) == western or any(_as_good(match, best) for match in found):

@@ -33,7 +33,7 @@ def saved_rows(file: File, tally: Tally) -> Iterator[tuple[str, Any]]:
             f"The data set in {file.source!r} cannot be read ({_short(error)}). Save it again with save_to_disk."
         ) from None
     start = tally.bytes_read
-    splits = saved if isinstance(saved, datasets.DatasetDict) else {"": saved}
+    splits: dict[str, Any] = saved if isinstance(saved, datasets.DatasetDict) else {"": saved}
     total, read = max(1, sum(len(split) for split in splits.values())), 0
     for name, split in splits.items():
         for number, row in enumerate(_with_text(split), 1):
@@ -48,54 +48,68 @@ def hub_rows(source: str, tally: Tally) -> Iterator[tuple[str, Any]]:
     import datasets
 
     name, configuration, split = parse(source)
+    known, reason = _asked(name)
+    if reason and not known:
+        rows = enumerate(_cached(source, tally), 1)
+    else:
+        try:
+            if reason:
+                raise ValueError(reason)
+            found = datasets.load_dataset(name, configuration, split=split, streaming=True)
+            rows = enumerate(_with_text(found[_split(list(found), source, tally)] if split is None else found), 1)
+        except ConfigError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{source!r} cannot be read from the hub ({_short(error)}). Check the id, its configuration and split, "
+                "and (for a private or gated one) HF_TOKEN."
+            ) from None
+    number = 0
     try:
-        found = datasets.load_dataset(name, configuration, split=split, streaming=True)
-        if isinstance(found, dict):
-            split = _split(list(found), source, tally)
-            found = found[split]
-        rows = enumerate(_with_text(found), 1)
-        first = next(rows, None)
-    except ConfigError:
-        raise
-    except Exception as error:
-        found, split = _cached(source, error, tally)
-        rows = enumerate(_with_text(found), 1)
-        first = next(rows, None)
-    try:
-        while first is not None:
-            yield f"row {first[0]}", first[1]
-            first = next(rows, None)
-    except GeneratorExit:
-        raise
-    except Exception as error:
-        tally.note(f"{source} breaks off ({_short(error)}); what follows was not read")
+        for number, row in rows:
+            yield f"row {number}", row
+    except Exception as error:  # the network, or a file of the data set
+        if not number:
+            raise ConfigError(f"{source!r} cannot be fetched ({_short(error)}). Try again later.") from None
+        tally.note(f"{source} breaks off after row {number:,} ({_short(error)}); what follows was not read")
 
 
-def _cached(source: str, error: Exception, tally: Tally) -> tuple[Any, str]:
+def _asked(name: str) -> tuple[bool, str]:
+    """(whether the hub answered, why the data set cannot be had).
+
+    The library itself would ask for most of a minute.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(name, timeout=5)
+    except HfHubHTTPError as error:
+        return True, _short(error)
+    except Exception as error:
+        return False, _short(error)
+    return True, ""
+
+
+def _cached(source: str, tally: Tally) -> Iterable[dict[str, Any]]:
     """The data set as an earlier download left it. Raises ConfigError that says how to get it where there is none."""
     import datasets
 
     name, configuration, split = parse(source)
-    unreachable = isinstance(error, (ConnectionError, OSError)) or "offline" in type(error).__name__.lower()
-    if unreachable and not isinstance(error, FileNotFoundError):
-        try:
-            found = datasets.load_dataset(name, configuration, split=split)
-            split = _split(list(found), source, tally) if isinstance(found, dict) else split
-            tally.note(f"{source} is read from the cache; the hub cannot be reached")
-            return (found[split] if isinstance(found, dict) else found), split or ""
-        except ConfigError:
-            raise
-        except Exception:
-            more = f"', '{configuration}" if configuration else ""
-            raise ConfigError(
-                f"{source!r} cannot be fetched: the hub cannot be reached and {datasets.config.HF_DATASETS_CACHE} does "
-                f"not hold it. Where there is a network: datasets.load_dataset('{name}{more}').save_to_disk(folder); "
-                "then name that folder."
-            ) from None
-    raise ConfigError(
-        f"{source!r} cannot be read from the hub ({_short(error)}). Check the id, its configuration and split, and "
-        "(for a private or gated one) HF_TOKEN."
-    ) from None
+    before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+    try:
+        found = datasets.load_dataset(name, configuration, split=split)
+    except Exception:
+        which = ", ".join(repr(part) for part in (name, configuration) if part)
+        raise ConfigError(
+            f"{source!r} cannot be fetched: the hub cannot be reached, and the cache in "
+            f"{datasets.config.HF_DATASETS_CACHE} does not hold it. With a network, "
+            f"datasets.load_dataset({which}).save_to_disk(FOLDER) makes a folder to name instead."
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    tally.note(f"{source} is read from the cache; the hub cannot be reached")
+    return _with_text(found[_split(list(found), source, tally)] if split is None else found)
 
 
 def _split(splits: list[str], source: str, tally: Tally) -> str:

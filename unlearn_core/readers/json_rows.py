@@ -10,7 +10,7 @@ from typing import Any
 from unlearn_core.config import ConfigError, DataSettings
 from unlearn_core.readers.document import Tally
 from unlearn_core.readers.encodings import utf8
-from unlearn_core.readers.files import File, Kind
+from unlearn_core.readers.files import File, Kind, decoded
 from unlearn_core.readers.rows import fields_of
 from unlearn_core.readers.text import Readable, whole_lines
 from unlearn_core.readers.unpack import BLOCK, blocks
@@ -73,13 +73,13 @@ def rows_at(first: bytes, file: File, data: DataSettings) -> str | None:
     """
     import ijson
 
-    beginning = first.removeprefix(b"\xef\xbb\xbf") if not first.startswith((b"\xff\xfe", b"\xfe\xff")) else b"{"
-    if beginning.lstrip().startswith(b"["):
+    beginning = decoded(first).lstrip()
+    if beginning.startswith("["):
         return "item"
     row: dict[str, Any] = {}
     array = key = ""
     try:
-        for prefix, event, value in ijson.parse(io.BytesIO(beginning)):
+        for prefix, event, value in ijson.parse(io.BytesIO(beginning.encode("utf-8", "replace"))):
             if event == "map_key" and not prefix:
                 key = value
             elif prefix == key and key not in row:

@@ -118,7 +118,7 @@ def plain(wikitext: str, without: frozenset[str] = frozenset(("file", "image", "
     text = _words(mwparserfromhell.parse(wikitext, skip_style_tags=True), without)
     text = re.sub(r"'{2,5}|__[A-Z]+__", "", text)
     text = re.sub(r" ?\([\s,;:]*\)", "", text)  # brackets around a template that is gone
-    lines = (line.strip() for line in text.splitlines())
+    lines = (re.sub(r"  +", " ", line.strip()) for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 

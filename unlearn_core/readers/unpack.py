@@ -61,17 +61,17 @@ def blocks(file: File, packed: str, tally: Tally) -> Iterator[bytes]:
 
     def counted(pieces: Iterable[tuple[bytes, int]]) -> Iterator[bytes]:
         nonlocal read
-        for piece, position in pieces:
-            read += len(piece)
-            tally.bytes_read = start + position
-            yield piece
+        try:
+            for piece, position in pieces:
+                read += len(piece)
+                tally.bytes_read = start + position
+                yield piece
+        except Broken as error:
+            tally.note(f"{file.name} {error.how}; {read:,} bytes of it were read")
+        except OSError as error:
+            tally.note(f"{file.name} breaks off ({error.strerror or error}); {read:,} bytes of it were read")
 
-    try:
-        yield from at_lines(counted(_in_thread(file.path, packed))) if packed else counted(_plain(file.path))
-    except Broken as error:
-        tally.note(f"{file.name} {error.how}; {read:,} bytes of it were read")
-    except OSError as error:
-        tally.note(f"{file.name} breaks off ({error.strerror or error}); {read:,} bytes of it were read")
+    yield from at_lines(counted(_in_thread(file.path, packed))) if packed else counted(_plain(file.path))
     tally.bytes_read = start + file.size
 
 
