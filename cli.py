@@ -85,8 +85,8 @@ def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore
         store.close()
 
 
-def read_config(args: argparse.Namespace) -> RunConfig:
-    """The run file with --preset, --name and --set laid over it, checked; and the target is looked for."""
+def read_config(args: argparse.Namespace, look: bool = True) -> RunConfig:
+    """The run file with --preset, --name and --set laid over it, checked; and (`look`) the target is looked for."""
     from unlearn_core.windows import check_target
 
     given: dict[str, Any] = {}
@@ -101,7 +101,8 @@ def read_config(args: argparse.Namespace) -> RunConfig:
         if (value := getattr(args, key, None)) is not None:
             given[key] = value
     config = RunConfig.from_dict(with_settings(given, args.set))
-    check_target(config)
+    if look:
+        check_target(config)
     return config
 
 
@@ -254,17 +255,34 @@ def probe(args: argparse.Namespace, store: RunStore) -> int:
 
 
 def windows(args: argparse.Namespace) -> int:
-    config = read_config(args)
+    config = read_config(args, look=False)
     from transformers import AutoConfig, AutoTokenizer
 
-    from terminal import look
+    from terminal.look import looked_into
+    from terminal.progress import Reading
     from unlearn_core.models import folder_of
-    from unlearn_core.windows import make_windows
+    from unlearn_core.windows import describe, make_windows
 
     folder = folder_of(config.model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or 1024
-    return look.windows(args, config.data.target, make_windows(config.data, tokenizer, limit, config.seed), tokenizer)
+    home = Path(args.home or os.environ.get("LETHE_HOME") or "data").expanduser()
+    reading = Reading(sys.stderr)
+    try:
+        made = make_windows(
+            config.data,
+            tokenizer,
+            limit,
+            config.seed,
+            chat=config.model.chat_template,
+            report=reading.tell,
+            cache=home / "seek",
+        )
+    finally:
+        reading.line.clear()
+    facts = describe(made, tokenizer, config.data)
+    answer(args.json, facts, "\n".join(looked_into(facts)))
+    return 0
 
 
 def export(args: argparse.Namespace, store: RunStore) -> int:
@@ -345,7 +363,7 @@ def make_parser() -> Parser:
     two.add_argument("other", metavar="RUN@STEP")
     out = verb(export, "write a run's numbers, answers and adapter to a folder", one, store="read")
     out.add_argument("--to", required=True, metavar="DIR")
-    verb(windows, "what would be forgotten: the size of every set, and every forget window", settings)
+    verb(windows, "what would be forgotten: every occurrence, and the texts of every set", settings)
     verb(look.methods, "the unlearning methods and their knobs")
     verb(bench, "measure this machine: the engine alone, and with the app in a browser")
     return top
@@ -374,6 +392,7 @@ def main() -> int:
         say(str(error))
         return 1
     except KeyboardInterrupt:
+        say("Stopped; nothing was changed.")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone: nothing is left to say

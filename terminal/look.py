@@ -14,10 +14,12 @@ from terminal.text import (
     answer,
     change,
     coloured,
+    duration,
     indented,
     marked,
     number,
     plain,
+    size,
     table,
 )
 
@@ -157,25 +159,49 @@ def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------ windows and methods
 
 
-def windows(args: argparse.Namespace, target: str, made: Any, tokenizer: Any) -> int:
-    """Counts of every set, and every forget window: context as it is, the part that is trained on in brackets."""
-    sets = {name: {"windows": len(found), "tokens": sum(map(len, found))} for name, found in made.sets().items()}
-    forget = []
-    for window in made.forget:
-        context, trained = window.ids[: window.first_loss], window.ids[window.first_loss :]
-        facts = {"source": window.source, "tokens": len(window), "trained_tokens": len(trained)}
-        forget.append({**facts, "context": tokenizer.decode(context), "trained": tokenizer.decode(trained)})
-    lines = [
-        f"“{plain(target)}” occurs {made.occurrences} times. Of a forget window, the part in [brackets] is unlearned.",
-        table(("set", "windows", "tokens"), [(name, *found.values()) for name, found in sets.items()]),
-    ]
-    for index, window in enumerate(forget, 1):
-        size = f"{window['trained_tokens']} of {window['tokens']} tokens unlearned"
-        lines.append("\n" + coloured(f"{index}. {plain(window['source'])}, {size}", "dim"))
-        lines.append(plain(window["context"]) + coloured(f"[{plain(window['trained'])}]", "red"))
-    facts = {"target": target, "occurrences": made.occurrences, "sets": sets, "forget": forget}
-    answer(args.json, facts, "\n".join(lines))
-    return 0
+def looked_into(facts: Mapping[str, Any]) -> Iterator[str]:
+    """What a look into the texts found: totals, sets, notes, and the windows with what is trained on in [brackets]."""
+    sets = facts["sets"]
+    read = "known from an earlier look" if facts["cached"] else f"read in {duration(facts['seconds'])}"
+    yield f"“{plain(facts['target'])}” stands {facts['occurrences']:,} times in {facts['documents']:,} texts " + (
+        f"({size(facts['bytes'])}, {read})."
+    )
+    pieces = " ".join(f"[{plain(piece)}]" for piece in facts["pieces"])
+    yield f"The tokenizer cuts it into {len(facts['pieces'])}: {pieces}"
+    rows = [(name, each["windows"], each["tokens"], each["trained_tokens"]) for name, each in sets.items()]
+    yield "\n" + table(("set", "windows", "tokens", "trained on"), rows)
+    if facts["notes"]:
+        yield ""
+        yield from (f"- {plain(note)}" for note in facts["notes"])
+    out = [each for each in facts["found"] if each["excluded"]]
+    if out:
+        yield f"\nExcluded by hand: {', '.join(plain(each['id']) for each in out)}"
+    for name in sets:
+        of_set = [window for window in facts["windows"] if window["set"] == name]
+        if not of_set:
+            continue
+        some = f", {len(of_set):,} of them here" if len(of_set) < sets[name]["windows"] else ""
+        yield "\n" + coloured(f"{name.upper()}: {sets[name]['windows']:,} windows{some}; {MEANING[name]}", "bold")
+        yield from _readable(of_set)
+
+
+MEANING = {
+    "forget": "what stands in [brackets] is unlearned, what stands before it is only read",
+    "retain": "what stands in [brackets] is held",
+    "neighbour": "about the same things without the word; what stands in [brackets] is held",
+    "holdout": "never trained on; what stands in [brackets] is measured",
+}
+
+
+def _readable(windows: list[Mapping[str, Any]]) -> Iterator[str]:
+    for place_in_list, window in enumerate(windows, 1):
+        place = ", ".join(plain(str(window[key])) for key in ("source", "place") if window[key])
+        known = f" ({plain(window['occurrence'])})" if window["occurrence"] else ""
+        why = f"; {plain(window['why'])}" if window["why"] else ""
+        tokens = f"{window['trained_tokens']} of {window['tokens']} tokens"
+        yield "\n" + coloured(f"{place_in_list}. {place}{known}, {tokens}{why}", "dim")
+        context = coloured(plain(window["context"]), "dim")
+        yield context + "[" + plain(window["trained"]) + "]"
 
 
 def methods(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from terminal.text import LOSSES, duration, losses, number, plain
+from terminal.text import LOSSES, duration, losses, number, plain, size
 
 LINE_SECONDS = 5.0  # between two lines where the output is a file
 RATE_STEPS = 20
@@ -45,6 +45,20 @@ class ProgressLine:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
         self._shown = ""
+
+
+class Reading:
+    """How far texts have been read, on one line: bytes, hits, time left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.line = ProgressLine(stream)
+
+    def tell(self, progress: Any) -> None:
+        total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
+        parts = [f"{size(progress.bytes_read)}{total} read", f"found {progress.hits:,} times"]
+        if progress.seconds_left is not None:
+            parts.append(f"{duration(progress.seconds_left)} left")
+        self.line.show("  ".join(parts))
 
 
 class Follower:

@@ -162,17 +162,71 @@ def test_export_writes_files_that_other_programs_read(finished: tuple[Path, dict
     assert points.forget_loss.iloc[-1] == facts["points"]["forget_loss"]
 
 
+def windows_of(run_file: Path, home: Path, *settings: str, as_json: bool = True) -> Namespace:
+    return Namespace(file=run_file, set=list(settings), json=as_json, home=str(home))
+
+
 def test_windows_shows_what_would_be_forgotten_and_where_its_trained_part_begins(
-    run_file: Path, capsys: pytest.CaptureFixture[str]
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Here and not in a process of its own: that would import PyTorch once more.
-    assert door.windows(Namespace(file=run_file, set=[], json=True)) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["occurrences"] == 8
-    assert found["sets"]["forget"]["windows"] == len(found["forget"])
-    assert all(window["trained"].strip().lower().startswith("zorblatt") for window in found["forget"])
-    assert door.windows(Namespace(file=run_file, set=[], json=False)) == 0
-    assert capsys.readouterr().out.lower().count("[zorblatt") == len(found["forget"])
+    assert door.windows(windows_of(run_file, tmp_path)) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    forget = [window for window in found["windows"] if window["set"] == "forget"]
+    assert found["occurrences"] == len(found["found"]) == 8
+    assert found["sets"]["forget"]["windows"] == len(forget)
+    assert all(window["trained"].strip().lower().startswith("zorblatt") for window in forget)
+    assert found["sets"]["forget"]["trained_tokens"] == sum(window["trained_tokens"] for window in forget)
+    assert door.windows(windows_of(run_file, tmp_path, as_json=False)) == 0
+    told = capsys.readouterr().out
+    first = told[told.index("FORGET") : told.index("RETAIN")].lower()
+    assert first.count("[zorblatt") == len(forget) and "\x1b" not in told, "marked without any colour"
+    assert "”" in told and "stands 8 times" in told and "The tokenizer cuts it into" in told
+
+
+def test_windows_leaves_out_what_is_excluded_and_says_so(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    door.windows(windows_of(run_file, tmp_path))
+    before = json.loads(capsys.readouterr().out)
+    gone = before["found"][0]["id"]
+    door.windows(windows_of(run_file, tmp_path, f'data.excluded=["{gone}"]'))
+    after = json.loads(capsys.readouterr().out)
+    assert [each["id"] for each in after["found"] if each["excluded"]] == [gone]
+    assert after["sets"]["forget"]["windows"] < before["sets"]["forget"]["windows"]
+    door.windows(windows_of(run_file, tmp_path, f'data.excluded=["{gone}"]', as_json=False))
+    assert f"Excluded by hand: {gone}" in capsys.readouterr().out
+
+
+def test_a_windows_that_is_interrupted_ends_softly_and_leaves_nothing_half_written(
+    run_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(self: Any, told: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("terminal.progress.Reading.tell", interrupted)
+        patched.setattr(sys, "argv", ["cli.py", "windows", str(run_file), "--home", str(tmp_path)])
+        assert door.main() == 130
+    out, err = capsys.readouterr()
+    assert out == "" and err.strip() == "Stopped; nothing was changed."
+    assert door.windows(windows_of(run_file, tmp_path)) == 0
+    assert json.loads(capsys.readouterr().out)["cached"] is False
+
+
+def test_reading_tells_bytes_hits_and_the_time_left() -> None:
+    from io import StringIO
+
+    from terminal.progress import Reading
+
+    stream = StringIO()
+    told = {"bytes_read": 412_000_000, "bytes_total": 5_000_000_000, "hits": 1234, "seconds": 4.0, "seconds_left": 65.0}
+    Reading(stream).tell(SimpleNamespace(**told))
+    assert stream.getvalue() == "412 MB of 5.00 GB read  found 1,234 times  1 min 5 s left\n"
+    unknown = StringIO()
+    Reading(unknown).tell(SimpleNamespace(**{**told, "bytes_total": 0, "seconds_left": None}))
+    assert unknown.getvalue() == "412 MB read  found 1,234 times\n"
 
 
 def test_methods_lists_every_method_with_its_caption_and_its_knobs() -> None:

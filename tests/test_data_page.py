@@ -232,7 +232,7 @@ def test_a_forget_set_of_whole_texts_has_no_occurrences_to_list(store: RunStore)
     at.run()
     answer(store, {**facts(), "found": [], "occurrences": 0})
     at.run()
-    assert "All of 1,234 texts is to be forgotten" in shown(at)
+    assert "Everything is to be forgotten of 1,234 texts" in shown(at)
     assert "occurrences" not in at.segmented_control(key="shown_set").options
 
 

@@ -120,7 +120,7 @@ def _start(store: Any) -> None:
     try:
         settings = {**chosen(store.home).to_dict(), "name": _free_name(store.runs())}
         config = RunConfig.from_dict(settings)
-        if set(config.data.forget) == {"bundled"}:  # a large corpus is gone through by the worker, who can be stopped
+        if not any(source.startswith("hf:") for source in config.data.forget):  # the worker asks the hub, not the page
             check_target(config)
     except ConfigError as error:
         state["refused"] = _plain(str(error))

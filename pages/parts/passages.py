@@ -40,7 +40,7 @@ def sentence(facts: Mapping[str, Any], everything: bool) -> str:
     teaches = "teaches" if forget == 1 else "teach"
     way = f"{counted(forget, 'window')} {teaches} the model to forget it; {counted(keep, 'text')} hold it to the rest."
     if everything:
-        return f"All of {counted(facts['documents'], 'text')} is to be forgotten. {way}"
+        return f"Everything is to be forgotten of {counted(facts['occurrences'] or facts['documents'], 'text')}. {way}"
     often = "once" if facts["occurrences"] == 1 else f"{facts['occurrences']:,} times"
     out = sum(bool(each["excluded"]) for each in facts["found"])
     left = f", {out:,} of them excluded by hand" if out else ""
