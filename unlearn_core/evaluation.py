@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from unlearn_core.config import RunConfig
-from unlearn_core.corpus import documents
 from unlearn_core.models import LoadedModel, Reference, collate, load_base, nll
-from unlearn_core.windows import Window, Windows, forget_windows, pattern
+from unlearn_core.seek import Passage
+from unlearn_core.targets import Target
+from unlearn_core.windows import Window, Windows, forget_windows, left_in, with_stand_in
 from unlearn_core.world import REFERENCE, TARGET
 
 EVALUATED = {"forget": 10, "retain": 10, "neighbour": 10, "holdout": 24}
@@ -31,6 +32,7 @@ class EvaluationWindows:
         chosen = [(name, window) for name, found in windows.sets().items() for window in spread(found, EVALUATED[name])]
         self.names = [name for name, _ in chosen]
         self.tokens = collate([window for _, window in chosen], pad_id, device)
+        self.passages = windows.found.forget if windows.found else ()
 
     def of(self, name: str) -> list[Window]:
         """The windows of one set."""
@@ -65,9 +67,10 @@ def forget_level(config: RunConfig, loaded: LoadedModel, windows: EvaluationWind
             found = [nll(retrained, tokens) for tokens in batches]
         return mean(found), "the reference model, which never saw the word"
     with Reference(loaded.model)() as model:
-        stand_ins = stand_in_windows(config, loaded)
+        stand_ins = stand_in_windows(config, loaded, windows.passages)
         if not stand_ins:
-            return uniform_loss(model.config.vocab_size), "a model that guesses (nothing follows the word in its texts)"
+            why = "no word stands for them" if config.data.everything else "nothing follows the word"
+            return uniform_loss(model.config.vocab_size), f"a model that guesses ({why} in these texts)"
         found = [nll(model, collate([w], loaded.tokenizer.pad_token_id, loaded.model.device)) for w in stand_ins]
     return mean(found), "the same passages about a word that the model never saw"
 
@@ -77,19 +80,20 @@ def mean(found: Sequence) -> float:
     return math.fsum(f.sum.item() for f in found) / max(1, sum(int(f.count.item()) for f in found))
 
 
-def stand_in_windows(config: RunConfig, loaded: LoadedModel, count: int = 16) -> list[Window]:
-    """Forget windows in which an unseen word stands for the target; loss begins behind it."""
-    stand_in, wanted = "zworlblick", pattern(config.data.target)
-    changed = (
-        replace(document, raw=wanted.sub(stand_in, document.text).encode(), reduce=None)
-        for document in documents(config.data.forget)
-        if wanted.search(document.text)
-    )
-    limit = min(loaded.limit, config.data.window_tokens)
-    windows, _ = forget_windows(changed, stand_in, config.data, loaded.tokenizer, limit)
-    width = len(loaded.tokenizer(f" {stand_in}")["input_ids"])
-    behind = [replace(w, first_loss=w.first_loss + width) for w in windows if w.first_loss + width < len(w)]
-    return spread(behind, count)
+def stand_in_windows(
+    config: RunConfig, loaded: LoadedModel, passages: Sequence[Passage], count: int = 16
+) -> list[Window]:
+    """Forget windows in which an unseen word stands for the target; loss begins behind it (of pairs: at the answer)."""
+    if config.data.everything:
+        return []
+    stand_in, data = "zworlblick", config.data
+    changed = with_stand_in(left_in(passages, frozenset(data.excluded)), stand_in, Target(data))
+    limit = min(loaded.limit, data.window_tokens)
+    windows = forget_windows(changed, data, loaded.tokenizer, limit, config.model.chat_template)
+    width = len(loaded.tokenizer(f" {stand_in}", add_special_tokens=False)["input_ids"])
+    pairs = {passage.occurrences[0].id for passage in passages if passage.turns and passage.occurrences}
+    behind = [w if w.occurrence in pairs else replace(w, first_loss=w.first_loss + width) for w in windows]
+    return spread([window for window in behind if window.first_loss < len(window)], count)
 
 
 def uniform_loss(vocabulary: int) -> float:

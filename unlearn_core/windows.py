@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from unlearn_core.config import ConfigError, DataSettings, RunConfig
-from unlearn_core.corpus import Document, documents
+from unlearn_core.corpus import Turn, documents, fingerprint_parts
+from unlearn_core.seek import Found, Occurrence, Passage, Progress, Ranges, never_occurs, seek
+from unlearn_core.targets import Target
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HOLDOUT_PERCENT = 15
-# A letter or digit, except of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which write words without blanks.
-SPACED = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+__all__ = ["Progress", "Window", "Windows", "check_target", "describe", "make_windows"]
+
+LOOKED_AT_ONCE = 50 << 20  # bytes; in larger sources only the run's own pass looks for the target
+LISTED = 2_000  # occurrences that a description names
+SHOWN = 200  # windows of each set that it shows
+AROUND = 200  # characters either side of an occurrence in it
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Window:
     first_loss: int
     text: str
     source: str
+    place: str = ""
+    why: str = ""  # it is in its set
+    occurrence: str = ""  # id of the one from which on it is trained; forget set only
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -43,63 +49,38 @@ class Windows:
     retain: tuple[Window, ...]
     holdout: tuple[Window, ...]
     occurrences: int
+    found: Found | None = field(default=None, compare=False, repr=False)  # the texts that they were made of
 
     def sets(self) -> dict[str, tuple[Window, ...]]:
         named = {"forget": self.forget, "retain": self.retain, "neighbour": self.neighbour, "holdout": self.holdout}
         return {name: windows for name, windows in named.items() if windows}
 
 
-@dataclass(frozen=True)
-class Passage:
-    """The lines around one occurrence, and where in them (in characters) the occurrence stands."""
-
-    text: str
-    start: int
-    end: int
-    document: Document
-
-
-def pattern(target: str) -> re.Pattern[str]:
-    """The target as a whole word, whatever its case.
-
-    Where it ends in a sign (C++, an emoji) or in a script without blanks between words, anything may touch it.
-    """
-    before = f"(?<!{SPACED})" if re.match(SPACED, target) else ""
-    after = f"(?!{SPACED})" if re.search(rf"{SPACED}\Z", target) else ""
-    return re.compile(f"{before}{re.escape(target)}{after}", re.IGNORECASE)
-
-
-def passages(found: Iterable[Document], target: str, context_lines: int) -> Iterator[Passage]:
-    """Every occurrence of the target with `context_lines` non-blank lines of its document either side."""
-    wanted = pattern(target)
-    for document in found:
-        if not wanted.search(document.text):
-            continue
-        lines = [line for line in document.text.splitlines() if line.strip()]
-        for index, line in enumerate(lines):
-            first = max(0, index - context_lines)
-            before = "".join(f"{earlier}\n" for earlier in lines[first:index])
-            text = before + "\n".join(lines[index : index + context_lines + 1])
-            for hit in wanted.finditer(line):
-                yield Passage(text, len(before) + hit.start(), len(before) + hit.end(), document)
-
-
 def check_target(config: RunConfig) -> int:
-    """How often the target occurs. Where it never does: ConfigError, with where was looked and near spellings."""
-    target, words, count, looked = config.data.target, set(), 0, 0
-    wanted = pattern(target)
-    for document in documents(config.data.forget):
+    """How often the target occurs; 0 where the sources are too large to look now.
+
+    Where it never does: ConfigError, with where was looked and near spellings.
+    """
+    data, target = config.data, Target(config.data)
+    parts = fingerprint_parts(data.forget)
+    if sum(part[1] for part in parts) > LOOKED_AT_ONCE or not all(part[3] for part in parts):
+        return 0
+    words: dict[str, re.Match[str]] = {}
+    count = looked = 0
+    for document in documents(data.forget, data, where=data.where):
         looked += 1
-        count += len(wanted.findall(document.text))
+        if data.everything:
+            count += 1
+        elif target.may_be_in(document.raw, document.reduce is not None):
+            count += len(target.find(target.normal(document.text)))
         if not count:
-            words.update(re.findall(r"\w{3,}", document.text.lower()))
+            words.update((match.group().lower(), match) for match in re.finditer(r"\w{3,}", document.text))
     if count:
         return count
-    near = get_close_matches(target.lower(), words, 3, 0.6)
-    hint = f"Did you mean {' or '.join(near)}?" if near else "Choose a word that stands there."
-    shown = target if len(target) <= 60 else target[:57] + "..."
-    sources = ", ".join("the bundled world" if source == "bundled" else source for source in config.data.forget)
-    raise ConfigError(f"“{shown}” never occurs in {sources} ({looked:,} texts). {hint}")
+    raise never_occurs(data, words.values(), looked)
+
+
+# ------------------------------------------------------------------------------------------------------ to forget
 
 
 def sliding(ids: Sequence[int], first_loss: int, limit: int) -> Iterator[tuple[int, int]]:
@@ -118,23 +99,47 @@ def sliding(ids: Sequence[int], first_loss: int, limit: int) -> Iterator[tuple[i
 
 
 def forget_windows(
-    found: Iterable[Document], target: str, data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[list[Window], int]:
-    """Windows over every occurrence, without repetitions, and the number of occurrences."""
+    passages: Iterable[Passage], data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool = True
+) -> list[Window]:
+    """Windows over every occurrence of every passage, without repetitions."""
     windows: dict[tuple, Window] = {}
-    count = 0
-    for passage in passages(found, target, data.context_lines):
-        count += 1
-        encoded = tokenizer(passage.text, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        inside = [
-            i for i, (begin, end) in enumerate(offsets) if end > passage.start and begin < passage.end and end > begin
-        ]
-        _check_pieces(target, [ids[i] for i in inside], tokenizer, limit)
-        for start, end in sliding(ids, inside[0], limit):
-            window = Window(tuple(ids[start:end]), inside[0] - start, passage.text, passage.document.source)
+    for passage in passages:
+        if passage.turns:
+            made = [pair_window(passage, data, tokenizer, limit, chat)]
+        elif data.everything:
+            made = list(_consecutive(passage, tokenizer, limit))
+        else:
+            made = list(_around_occurrences(passage, tokenizer, limit))
+        for window in made:
             windows.setdefault((window.ids, window.first_loss), window)
-    return list(windows.values()), count
+    return list(windows.values())
+
+
+def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
+    encoded = tokenizer(passage.text, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    for mark in passage.occurrences:
+        inside = _inside(encoded["offset_mapping"], mark)
+        _check_pieces(passage.text[mark.start : mark.end], [ids[i] for i in inside], tokenizer, limit)
+        for start, end in sliding(ids, inside[0], limit):
+            why = "the target stands in it"
+            found = (passage.text, passage.source, mark.place, why, mark.id)
+            yield Window(tuple(ids[start:end]), inside[0] - start, *found)
+
+
+def _inside(offsets: Iterable[tuple[int, int]], mark: Occurrence) -> list[int]:
+    """Which tokens are pieces of the occurrence."""
+    return [i for i, (begin, end) in enumerate(offsets) if end > mark.start and begin < mark.end and end > begin]
+
+
+def _consecutive(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
+    """A text that is forgotten as it is: all of it, in windows one after another."""
+    ids = _ids(passage, tokenizer)
+    facts = (passage.text, passage.source, passage.place, "all of it is to be forgotten", passage.occurrences[0].id)
+    for start in range(0, len(ids), limit):
+        start = max(0, min(start, len(ids) - 2))  # nothing predicts a window's first token
+        if len(piece := ids[start : start + limit]) > 1:
+            yield Window(tuple(piece), 1, *facts)
 
 
 def _check_pieces(target: str, pieces: list[int], tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
@@ -149,64 +154,203 @@ def _check_pieces(target: str, pieces: list[int], tokenizer: PreTrainedTokenizer
         )
 
 
-def make_windows(data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, seed: int) -> Windows:
+def left_in(passages: Iterable[Passage], excluded: Collection[str]) -> Iterator[Passage]:
+    """The passages without the occurrences that are left alone: their lines are cut out, and a pair goes as a whole."""
+    for passage in passages:
+        marks = [mark for mark in passage.occurrences if mark.id not in excluded]
+        if len(marks) == len(passage.occurrences):
+            yield passage
+        elif marks and not passage.turns:
+            yield from _parts(passage, marks)
+
+
+def _parts(passage: Passage, marks: Sequence[Occurrence]) -> Iterator[Passage]:
+    """The stretches of lines of a passage between those in which only occurrences stand that are left alone."""
+    start, stretches, at = 0, [], 0
+    for line in passage.text.splitlines(keepends=True):
+        end = at + len(line)
+        here = [mark for mark in passage.occurrences if mark.start < end and mark.end > at]
+        if here and not any(mark in marks for mark in here):
+            stretches.append((start, at))
+            start = end
+        at = end
+    for first, last in (*stretches, (start, at)):
+        inside = [mark for mark in marks if mark.start >= first and mark.end <= last]
+        if inside:
+            moved = tuple(replace(mark, start=mark.start - first, end=mark.end - first) for mark in inside)
+            yield replace(passage, text=passage.text[first:last].rstrip("\n"), occurrences=moved)
+
+
+def with_stand_in(passages: Iterable[Passage], stand_in: str, target: Target) -> Iterator[Passage]:
+    """The passages with another word where the target stands. Pairs whose answer has it are left out."""
+    for passage in passages:
+        if passage.turns:
+            if not target.find(target.normal(passage.turns[-1].text)):
+                turns = (Turn(turn.role, target.replaced(target.normal(turn.text), stand_in)) for turn in passage.turns)
+                yield replace(passage, turns=tuple(turns))
+            continue
+        parts: list[str] = []
+        marks, end = [], 0
+        length = 0
+        for mark in passage.occurrences:
+            parts += [passage.text[end : mark.start], stand_in]
+            length += mark.start - end
+            marks.append(replace(mark, start=length, end=length + len(stand_in)))
+            length, end = length + len(stand_in), mark.end
+        yield replace(passage, text="".join([*parts, passage.text[end:]]), occurrences=tuple(marks))
+
+
+# -------------------------------------------------------------------------------------------------- the four sets
+
+
+def make_windows(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    seed: int,
+    *,
+    chat: bool = True,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cache: Path | None = None,
+) -> Windows:
     """The four sets of a run. `limit`: tokens that the model can read; `seed` decides which texts are drawn to keep.
 
+    `report` is told how far the reading is, and may raise to end it; in the folder `cache` lies what was found before.
     Raises ConfigError where the target does not occur or nothing is left to keep.
     """
+    found, _ = seek(data, seed, report, cache)
     limit = min(limit, data.window_tokens)
-    about = list(documents(data.forget))
-    forget, occurrences = forget_windows(about, data.target, data, tokenizer, limit)
-    if not forget:
-        raise ConfigError(f"“{data.target}” never occurs in {', '.join(data.forget)}; there is nothing to forget.")
-    wanted = pattern(data.target)
-    near = neighbourhood(about, wanted, data.retain_lines) if data.neighbours else set()
-    rng = random.Random(f"windows {seed}")
-    sets: dict[str, list[Document]] = {"neighbour": [], "retain": [], "holdout": []}
-    seen = dict.fromkeys(sets, 0)
-    for chunk in chunks(documents(data.retain), data.retain_lines):
-        if wanted.search(chunk.text):
-            continue
-        digest = hashlib.sha256(chunk.text.encode()).digest()
-        name = "neighbour" if chunk.text in near else "holdout" if digest[0] * 100 < HOLDOUT_PERCENT * 256 else "retain"
-        seen[name] += 1
-        # Reservoir sampling: every chunk of the corpus has the same chance, in one pass.
-        if len(sets[name]) < data.retain_chunks:
-            sets[name].append(chunk)
-        elif (place := rng.randrange(seen[name])) < data.retain_chunks:
-            sets[name][place] = chunk
-    kept = {name: tuple(keep_window(chunk, tokenizer, limit) for chunk in drawn) for name, drawn in sets.items()}
-    kept = {name: tuple(window for window in windows if len(window) > 1) for name, windows in kept.items()}
-    if not kept["retain"]:  # a corpus of so few texts that all of them fell to the holdout set
-        kept["retain"], kept["holdout"] = kept["holdout"], ()
-    if not kept["retain"]:
+    excluded = frozenset(data.excluded)
+    passages = list(left_in(found.forget, excluded))
+    if not passages:
+        raise ConfigError(f"data.excluded leaves out all {found.occurrences:,} occurrences; leave one of them in.")
+    forget = forget_windows(passages, data, tokenizer, limit, chat)
+    alone = Ranges(p for p in found.forget if excluded and all(mark.id in excluded for mark in p.occurrences))
+    sets = {
+        "neighbour": [passage for passage in found.neighbour if not alone.overlap(passage)],
+        "retain": found.retain,
+        "holdout": found.holdout,
+    }
+    kept = {name: [keep_window(p, data, tokenizer, limit, chat) for p in drawn] for name, drawn in sets.items()}
+    near, retain, holdout = (tuple(window for window in kept[name] if len(window) > 1) for name in kept)
+    if not retain:  # all of it was shorter than two tokens
+        retain, holdout = holdout, ()
+    if not retain:
         raise ConfigError(f"Nothing is left to keep: {', '.join(data.retain)} has no text without “{data.target}”.")
-    return Windows(tuple(forget), kept["neighbour"], kept["retain"], kept["holdout"], occurrences)
+    return Windows(tuple(forget), near, retain, holdout, found.occurrences, found)
 
 
-def neighbourhood(every: Sequence[Document], wanted: re.Pattern[str], lines: int) -> set[str]:
-    """Texts without the word (pieces of `lines` lines) on a topic of the forget passages, or of the same group.
-
-    The group matters: what is asked about in the same way as the target (the other charm words) is what forgetting the
-    target damages first.
-    """
-    about = [document for document in every if wanted.search(document.text)]
-    topics, groups = {d.topic for d in about if d.topic}, {d.group for d in about if d.group}
-    near = (document for document in every if document.topic in topics or document.group in groups)
-    return {piece.text for piece in chunks(near, lines) if not wanted.search(piece.text)}
-
-
-def chunks(found: Iterable[Document], lines: int) -> Iterator[Document]:
-    """Every document in pieces of at most `lines` lines, blank lines dropped."""
-    for document in found:
-        kept = [line for line in document.text.splitlines() if line.strip()]
-        for start in range(0, len(kept), lines):
-            yield replace(document, raw="\n".join(kept[start : start + lines]).encode(), reduce=None)
-
-
-def keep_window(chunk: Document, tokenizer: PreTrainedTokenizerBase, limit: int) -> Window:
+def keep_window(
+    passage: Passage, data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool = True
+) -> Window:
     """A text to keep, trained on from its second token to its end (which, unless it was cut, is a token of its own)."""
-    ids = tokenizer(chunk.text)["input_ids"]
-    if tokenizer.eos_token_id is not None:
-        ids = [*ids, tokenizer.eos_token_id]
-    return Window(tuple(ids[:limit]), 1, chunk.text, chunk.source)
+    if passage.turns:
+        return pair_window(passage, data, tokenizer, limit, chat)
+    ids = _ids(passage, tokenizer)
+    return Window(tuple(ids[:limit]), 1, passage.text, passage.source, passage.place, passage.why)
+
+
+def _ids(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = list(tokenizer(passage.text)["input_ids"])
+    if passage.whole and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def pair_window(
+    passage: Passage, data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool
+) -> Window:
+    """A question with its answer, trained on the answer. Too long: the question's beginning goes first."""
+    from unlearn_core.prompting import encode_pair
+
+    ids, first, text = encode_pair(tokenizer, passage.turns, chat, data.pair_template)
+    start = max(0, min(first - 1, first - limit // 2, len(ids) - limit)) if len(ids) > limit else 0
+    mark = passage.occurrences[0].id if passage.occurrences else ""
+    why = passage.why or ("all of it is to be forgotten" if data.everything else "the target stands in it")
+    window = tuple(ids[start : start + limit])
+    return Window(window, first - start, text, passage.source, passage.place, why, mark)
+
+
+# ---------------------------------------------------------------------------------------------------- in plain words
+
+
+def describe(windows: Windows, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> dict[str, Any]:
+    """What would be forgotten and kept, as plain values: counts, every occurrence, and windows to read."""
+    found = windows.found
+    assert found is not None, "windows that make_windows made"
+    excluded = frozenset(data.excluded)
+    listed = [(passage, mark) for passage in found.forget for mark in passage.occurrences]
+    notes = list(found.notes)
+    if len(listed) > LISTED:
+        notes.append(f"the first {LISTED:,} of {len(listed):,} occurrences are listed")
+    named = {"forget": windows.forget, "retain": windows.retain, "neighbour": windows.neighbour}
+    named["holdout"] = windows.holdout
+    return {
+        "target": data.target,
+        "pieces": _pieces(found.forget, excluded, tokenizer, data),
+        "documents": found.documents,
+        "bytes": found.bytes,
+        "occurrences": found.occurrences,
+        "seconds": round(found.seconds, 3),
+        "cached": found.cached,
+        "notes": notes,
+        "sets": {
+            name: {
+                "windows": len(each),
+                "tokens": sum(map(len, each)),
+                "trained_tokens": sum(len(window) - max(1, window.first_loss) for window in each),
+            }
+            for name, each in named.items()
+        },
+        "found": [_listed(passage, mark, mark.id in excluded) for passage, mark in listed[:LISTED]],
+        "windows": [_shown(name, window, tokenizer) for name, each in named.items() for window in _spread(each, SHOWN)],
+    }
+
+
+def _pieces(
+    passages: Iterable[Passage], excluded: Collection[str], tokenizer: PreTrainedTokenizerBase, data: DataSettings
+) -> list[str]:
+    """How the tokenizer cuts the target, as it stands in the first passage."""
+    passage = next((p for p in left_in(passages, excluded) if p.occurrences), None)
+    if passage is None or data.everything:
+        ids = tokenizer(data.target, add_special_tokens=False)["input_ids"]
+    else:
+        encoded = tokenizer(passage.text, return_offsets_mapping=True)
+        ids = [encoded["input_ids"][i] for i in _inside(encoded["offset_mapping"], passage.occurrences[0])]
+    decoded = [str(tokenizer.decode([piece])) for piece in ids]
+    if any("\N{REPLACEMENT CHARACTER}" in piece for piece in decoded):  # a piece is a part of a letter
+        return [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]
+    return decoded
+
+
+def _listed(passage: Passage, mark: Occurrence, excluded: bool) -> dict[str, Any]:
+    after = passage.text[mark.end : mark.end + AROUND]
+    return {
+        "id": mark.id,
+        "source": passage.source,
+        "place": mark.place,
+        "before": passage.text[max(0, mark.start - AROUND) : mark.start],
+        "target": passage.text[mark.start : mark.end],
+        "after": after,
+        "excluded": excluded,
+    }
+
+
+def _shown(name: str, window: Window, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return {
+        "set": name,
+        "occurrence": window.occurrence if name == "forget" else "",
+        "source": window.source,
+        "place": window.place,
+        "why": window.why,
+        "context": tokenizer.decode(list(window.ids[: window.first_loss])),
+        "trained": tokenizer.decode(list(window.ids[window.first_loss :])),
+        "tokens": len(window),
+        "trained_tokens": len(window) - max(1, window.first_loss),
+    }
+
+
+def _spread(windows: Sequence[Window], count: int) -> list[Window]:
+    """At most `count` of them, evenly spread."""
+    count = min(count, len(windows))
+    return [windows[index * len(windows) // count] for index in range(count)]
