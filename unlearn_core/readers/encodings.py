@@ -22,6 +22,8 @@ CANDIDATES = (
     *WIDE,
 )
 NAMES = {"cp1251": "Windows-1251", "cp1250": "Windows-1250", "shift_jis": "Shift-JIS", "iso8859_2": "Latin-2"}
+UTF8_CHARACTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}")
+ASCII = bytes(range(128))
 SAMPLE = 1 << 16  # bytes
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
@@ -65,11 +67,11 @@ class _Mend:
     def __call__(self, block: bytes) -> bytes:
         if is_utf8(block):
             return block
-        decoded = block.decode("utf-8", "replace")
-        wrong = decoded.count(UNKNOWN) - block.count(UNKNOWN.encode())
-        right = len(re.findall(r"[^\x00-\x7f]", decoded)) - wrong
+        characters = UTF8_CHARACTER.findall(block)
+        right, wrong = len(characters), len(block.translate(None, ASCII)) - sum(map(len, characters))
         if right >= wrong:  # UTF-8 with something else in between
-            self._lost(wrong)
+            decoded = block.decode("utf-8", "replace")
+            self._lost(decoded.count(UNKNOWN) - block.count(UNKNOWN.encode()))
             return decoded.encode("utf-8")
         if not self.codec:
             self.codec, called = detect(block)
