@@ -95,6 +95,7 @@ class _Mend:
 
 
 def is_utf8(block: bytes) -> bool:
+    """Whether the bytes are valid UTF-8; most often they are ASCII, which is told at once."""
     try:
         return block.isascii() or bool(block.decode("utf-8"))
     except UnicodeDecodeError:

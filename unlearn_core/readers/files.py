@@ -68,6 +68,8 @@ class Folder:
 
 @dataclass(frozen=True)
 class Kind:
+    """What is in a file, in words, and how it is compressed."""
+
     format: str
     packing: str = ""  # gzip, bz2, xz or zstd
 
@@ -224,6 +226,7 @@ def decoded(first: bytes) -> str:
 
 
 def first_lines(text: str) -> list[str]:
+    """The first lines that are not blank, at most twenty."""
     return [line.strip() for line in text[: 1 << 18].splitlines()[:20] if line.strip()]
 
 

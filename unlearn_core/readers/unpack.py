@@ -222,6 +222,10 @@ def _step_zlib(machine: Any, data: bytes) -> Generator[bytes, None, bytes]:
             return machine.unused_data
 
 
+def _sliced(block: bytes) -> Iterator[bytes]:
+    yield from (block[start : start + BLOCK] for start in range(0, len(block), BLOCK))
+
+
 def _step_zstd(machine: Any, data: bytes) -> Generator[bytes, None, bytes]:
     # The library sets no limit on what one call gives: small bites keep a file of one repeated letter within bounds.
     ready, size, bite = [], 0, 1024
@@ -229,7 +233,7 @@ def _step_zstd(machine: Any, data: bytes) -> Generator[bytes, None, bytes]:
         ready.append(machine.decompress(data[start : start + bite]))
         size += len(ready[-1])
         if size >= BLOCK or machine.eof:
-            yield b"".join(ready)
+            yield from _sliced(b"".join(ready))
             ready, size = [], 0
         if machine.eof:
             return machine.unused_data + data[start + bite :]
