@@ -357,6 +357,26 @@ def test_sentences_under_the_name_of_json_lines_are_plain_text(tmp_path):
     assert kind_of(str(path)) == "plain text" and texts(path) == ["I don't know.\nAsk me something else.\n"]
 
 
+def test_rows_that_no_memory_should_hold_are_left_out_and_noted(tmp_path):
+    giant = "a" * 40_000_000
+    rows = [{"text": "first"}, {"text": giant}, {"text": "last"}]
+    path = tmp_path / "giant.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found, tally = read(path)
+    assert [document.text for document in found] == ["first", "last"] and len(tally.notes) == 2
+    path = tmp_path / "giant.csv"
+    path.write_text(f'id,text\n1,first\n2,"{giant}"\n3,last\n')
+    found, tally = read(path)
+    assert [document.text for document in found] == ["first", "last"]
+    assert tally.notes["giant.csv: rows of more than 16 MiB, cut into pieces that may not be read"] == 2
+    path = tmp_path / "giant.json"
+    path.write_text(json.dumps([{"text": "first"}, {"text": giant + giant}]))
+    found, tally = read(path)
+    assert texts(path) == ["first"] and "one row a line; what follows row 1" in next(iter(tally.notes))
+    path.write_text(json.dumps([{"text": giant + giant}]))
+    assert "one row a line" in refusal(path)
+
+
 def test_a_long_row_of_json_lines_is_whole(tmp_path):
     path = tmp_path / "long.json"
     path.write_text("".join(json.dumps({"text": "word " * n}) + "\n" for n in (10, 1_000_000, 300_000, 3)))

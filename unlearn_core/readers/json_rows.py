@@ -12,7 +12,7 @@ from unlearn_core.readers.document import Tally
 from unlearn_core.readers.encodings import utf8
 from unlearn_core.readers.files import File, Kind, decoded
 from unlearn_core.readers.rows import fields_of
-from unlearn_core.readers.text import Readable, whole_lines
+from unlearn_core.readers.text import Readable, TooLong, whole_lines
 from unlearn_core.readers.unpack import BLOCK, blocks
 
 VALUES = {"string": "", "number": 0, "start_map": {}, "start_array": [{}], "boolean": True, "null": None}
@@ -53,7 +53,13 @@ def values(file: File, kind: Kind, first: bytes, data: DataSettings, tally: Tall
         else:
             rows = ijson.items(found, prefix, buf_size=BLOCK, multiple_values=True)
         for number, row in enumerate(rows, 1):
+            found.given = 0
             yield f"row {number}", row
+    except TooLong:
+        too_long = "holds a value of more than 64 MiB; write it as JSON lines, one row a line"
+        if not number:
+            raise ConfigError(f"{file.source!r} {too_long}.") from None
+        tally.note(f"{file.name} {too_long}; what follows row {number:,} is left out")
     except ijson.JSONError as error:
         broken = [note for note in tally.notes if note.startswith(f"{file.name} ") and note not in known]
         said = error.args[0] if error.args else ""

@@ -17,7 +17,7 @@ from unlearn_core.readers.text import LONGEST_ROW, whole_lines
 from unlearn_core.readers.unpack import blocks
 
 KNOWN = {*TEXTS, *QUESTIONS, *ANSWERS, *CHATS, "id", "title", "label"}
-BATCH = 256  # rows of Parquet at a time
+BATCH = 128  # rows of Parquet at a time
 
 
 def csv_rows(file: File, kind: Kind, first: bytes, data: DataSettings, tally: Tally) -> Iterator[tuple[str, Any]]:
@@ -70,7 +70,7 @@ def _is_header(row: list[str], named: set[str]) -> bool:
 
 
 def parquet_rows(file: File, kind: Kind, tally: Tally) -> Iterator[tuple[str, Any]]:
-    """Rows of a Parquet file, a few hundred at a time, without columns of pictures and other bytes."""
+    """Rows of a Parquet file, a hundred at a time, without columns of pictures and other bytes."""
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 

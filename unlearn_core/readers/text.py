@@ -11,7 +11,7 @@ from unlearn_core.readers.encodings import utf8
 from unlearn_core.readers.files import File, Kind
 from unlearn_core.readers.unpack import BLOCK, blocks
 
-LONGEST_ROW = 64 * BLOCK  # bytes of one line of JSON or CSV
+LONGEST_ROW = 16 * BLOCK  # bytes of one row; a long book has one or two million
 NEWLINE = 10
 
 
@@ -46,7 +46,7 @@ def whole_lines(file: File, kind: Kind, tally: Tally) -> Iterator[str]:
             pieces.append(block)
             size += len(block)
             if size > LONGEST_ROW:
-                tally.note(f"{file.name}: rows of more than 64 MiB, cut into pieces that may not be read")
+                tally.note(f"{file.name}: rows of more than 16 MiB, cut into pieces that may not be read")
                 yield b"".join(pieces).decode("utf-8")
                 pieces, size = [], 0
             continue
@@ -56,17 +56,22 @@ def whole_lines(file: File, kind: Kind, tally: Tally) -> Iterator[str]:
         yield b"".join(pieces).decode("utf-8")
 
 
+class TooLong(Exception):
+    """A row that is larger than memory should be asked for."""
+
+
 class Readable:
-    """Blocks as a file that the parsers of libraries read from."""
+    """Blocks as a file that a parser of a library reads from. `given`: bytes since the last row, which have a limit."""
 
     def __init__(self, found: Iterator[bytes]):
-        self.found, self.rest = found, b""
+        self.found, self.rest, self.given = found, b"", 0
 
-    def read(self, size: int = -1) -> bytes:
-        if size < 0:
-            whole, self.rest = self.rest + b"".join(self.found), b""
-            return whole
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes. Raises TooLong where they belong to a row that does not end."""
         if size and not self.rest:
             self.rest = next(self.found, b"")
         piece, self.rest = self.rest[:size], self.rest[size:]
+        self.given += len(piece)
+        if self.given > 4 * LONGEST_ROW:
+            raise TooLong
         return piece
