@@ -97,9 +97,9 @@ def _facts_line(store: Any, config: dict[str, Any] | None, run: dict[str, Any] |
     parts = [f"of the run “{run['name']}”" if run else "as chosen on Watch"]
     if config:
         source, data = config["model"]["source"], config["data"]
-        parts.append("the bundled model" if source == "bundled" else sources.named(source, store.home))
-        about = [sources.named(each, store.home) for each in data["forget"]]
-        keep = [sources.named(each, store.home) for each in data["retain"]]
+        parts.append("the bundled model" if source == "bundled" else sources.short(source, store.home))
+        about = [sources.short(each, store.home) for each in data["forget"]]
+        keep = [sources.short(each, store.home) for each in data["retain"]]
         parts.append(f"from {', '.join(about)}" + (f", keeping {', '.join(keep)}" if keep != about else ""))
     return "".join(f"<span>{html.escape(part)}</span>" for part in parts)
 
@@ -176,7 +176,9 @@ def _texts(facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, 
     if st.session_state.get("shown_set") not in names:
         st.session_state["shown_set"] = names[0]
     with st.container(horizontal=True, vertical_alignment="bottom", key="texts_head"):
-        name = st.segmented_control("Show", names, format_func=labels.__getitem__, required=True, key="shown_set")
+        name = st.segmented_control(
+            "Show", names, format_func=labels.__getitem__, required=True, key="shown_set", wrap=True
+        )
         search = st.text_input(
             "Find in these texts", key="search_texts", type="search", placeholder="find in them", width=260
         )

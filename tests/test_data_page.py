@@ -342,7 +342,7 @@ def test_the_first_visit_needs_nothing_of_the_second_row(store: RunStore) -> Non
 
 
 def test_the_options_of_the_row_are_the_run_s(store: RunStore, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "a.txt").write_text(f"Once {TARGET} was a word.")
     at = opened("watch", store)
     write(at, "card_forget_from", f"{tmp_path}/*.txt")
     write(at, "card_keep_from", "bundled")

@@ -248,7 +248,7 @@ def _questions() -> None:
 
 def _start_row(store: Any, runs: list[dict[str, Any]]) -> None:
     why = page.read_only(store)
-    with st.container(horizontal=True, vertical_alignment="center"):
+    with st.container(horizontal=True, vertical_alignment="center", key="start_row"):
         st.button(
             "Start",
             key="start_run",
@@ -329,7 +329,7 @@ def _says_now(store: Any) -> None:
         payload = _asked(texts, store.home)
         said = _answered(store, payload)
         source = material.model()
-        name = "the bundled model" if source == "bundled" else sources.named(source, store.home)
+        name = "the bundled model" if source == "bundled" else sources.short(source, store.home)
         waiting = "" if said else _waiting(_command(store, payload), name)
     except ConfigError as error:  # the model on the card cannot be
         said, waiting = None, str(error)

@@ -256,8 +256,12 @@ def in_words(home: Any) -> str:
     left = len(excluded(st.session_state.get("card_word", "").strip(), about))
     if not left and all(value(key) == usual for key, usual in UNTOUCHED.items()):
         return ""
-    name = "The bundled model" if model() == "bundled" else sources.named(model(), home)
-    said = f"{name} forgets it from {sources.named(about, home)}"
+    name = "The bundled model" if model() == "bundled" else sources.short(model(), home)
+    said = f"{name} forgets it from {_short(about, home)}"
     if keep not in (SAME, about):
-        said += f" and keeps {sources.named(keep, home)}"
+        said += f" and keeps {_short(keep, home)}"
     return f"{said}; {left} {'occurrence is' if left == 1 else 'occurrences are'} excluded." if left else f"{said}."
+
+
+def _short(written: str, home: Any) -> str:
+    return ", ".join(sources.short(each.strip(), home) for each in written.split(sources.BETWEEN))

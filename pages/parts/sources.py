@@ -265,6 +265,13 @@ def named(source: str, home: str | Path) -> str:
     return source
 
 
+def short(source: str, home: str | Path) -> str:
+    """The same for a sentence: the last of a path."""
+    name = named(source, home)
+    parts = Path(name).parts
+    return str(Path(*parts[-2:] if glob.has_magic(name) else parts[-1:])) if source.startswith("/") else name
+
+
 # ------------------------------------------------------------------------------------------------------- an upload
 
 
