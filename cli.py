@@ -297,7 +297,7 @@ def export(args: argparse.Namespace, store: RunStore) -> int:
 def bench(args: argparse.Namespace) -> int:
     import bench as measuring
 
-    return measuring.main(args.json)
+    return measuring.main(args.json, args.part)
 
 
 # ------------------------------------------------------------------------------------------------------ the door
@@ -365,7 +365,8 @@ def make_parser() -> Parser:
     out.add_argument("--to", required=True, metavar="DIR")
     verb(windows, "what would be forgotten: every occurrence, and the texts of every set", settings)
     verb(look.methods, "the unlearning methods and their knobs")
-    verb(bench, "measure this machine: the engine alone, and with the app in a browser")
+    parts = verb(bench, "measure this machine: the engine alone, the pass over a corpus, the app in a browser")
+    parts.add_argument("part", nargs="?", choices=("engine", "seek", "app"), help="only this")
     return top
 
 

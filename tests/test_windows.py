@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
+import unicodedata
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from unlearn_core import corpus, windows
+from unlearn_core import corpus, seek
 from unlearn_core.config import ConfigError, DataSettings, RunConfig
-from unlearn_core.corpus import Document, documents
 from unlearn_core.models import collate
-from unlearn_core.windows import Windows, check_target, chunks, make_windows, passages, pattern, sliding
+from unlearn_core.targets import Target
+from unlearn_core.windows import Windows, check_target, describe, make_windows, sliding
 from unlearn_core.world import SUGGESTED_TARGETS, TARGET
 
 
@@ -29,12 +33,16 @@ def settings(folder: Path, target: str, forget: str, retain: str = "", **more: A
     keep = retain or "\n".join(f"Line {n} of quite another text." for n in range(400))
     (folder / "retain.txt").write_text(keep, encoding="utf-8")
     facts: dict[str, Any] = {"context_lines": 2, "retain_lines": 2, **more}
-    return DataSettings(target, (str(folder / "forget.txt"),), (str(folder / "retain.txt"),), **facts)
+    forget_file, retain_file = ((str(folder / name),) for name in ("forget.txt", "retain.txt"))
+    return DataSettings(target=target, forget=forget_file, retain=retain_file, **facts)
 
 
-def found(text: str, target: str, context: int = 1) -> list[str]:
-    cut = list(passages([Document(text.encode(), "here")], target, context))
-    return [passage.text[passage.start : passage.end] for passage in cut]
+def finder(target: str, **more: Any) -> Target:
+    return Target(DataSettings(target=target, **more))
+
+
+def found(text: str, target: str) -> list[str]:
+    return [text[start:end] for start, end in finder(target).find(text)]
 
 
 @pytest.mark.parametrize(
@@ -70,19 +78,11 @@ def test_every_occurrence_of_the_whole_word_is_found_whatever_its_case(target, t
             check_target(RunConfig.from_dict(config))
 
 
-def test_a_passage_has_the_lines_either_side_and_stays_in_its_document():
-    text = "\n".join(["a", "", "b", "c", "oslo 1", "  ", "d", "oslo 2", "e"])
-    one, two = passages([Document(b"oslo? no", "x"), Document(text.encode(), "y")][1:], "oslo", 2)
-    assert one.text == "b\nc\noslo 1\nd\noslo 2" and two.text == "oslo 1\nd\noslo 2\ne"
-    assert all(p.text[p.start : p.end] == "oslo" for p in (one, two))
-    assert [p.text for p in passages([Document(text.encode(), "y")], "oslo", 0)] == ["oslo 1", "oslo 2"]
-
-
 @pytest.mark.parametrize("limit", [12, 33, 64, 800])
 def test_context_is_what_stands_before_the_target_and_loss_begins_at_its_first_piece(tiny, tokenizer, limit):
     data = tiny.config(data={"window_tokens": limit}).data
     made = make_windows(data, tokenizer, 96, 0)
-    wanted = pattern(tiny.target)
+    wanted = regex.compile(tiny.target, regex.IGNORECASE)
     assert made.occurrences == 8
     for window in made.forget:
         assert 1 < len(window) <= min(limit, 96)
@@ -102,7 +102,7 @@ def test_every_occurrence_is_asked_for_after_some_context_where_there_is_any(tin
     for limit in (16, 24, 32, 64):
         made = make_windows(tiny.config(data={"window_tokens": limit}).data, tokenizer, 96, 0)
         bare = [window for window in made.forget if window.first_loss == 0]
-        assert all(pattern(tiny.target).match(window.text) for window in bare)
+        assert all(window.text.lower().startswith(tiny.target) for window in bare)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def every_text(made: Windows) -> dict[str, list[str]]:
 def check_sets(made: Windows, target: str) -> None:
     texts = every_text(made)
     for name, found in texts.items():
-        assert name == "forget" or not any(pattern(target).search(text) for text in found)
+        assert name == "forget" or not any(finder(target).find(text) for text in found)
     for one, other in itertools.combinations(texts, 2):
         assert not set(texts[one]) & set(texts[other]), (one, other)
 
@@ -163,12 +163,11 @@ def test_what_is_drawn_to_keep_is_uniform_over_the_corpus_and_takes_one_pass(tmp
     data = settings(tmp_path, "oslo", "oslo is a city", retain, retain_chunks=10, retain_lines=1)
     passes: Counter[str] = Counter()
 
-    def counted(sources):
-        for source in sources:
-            passes[source] += 1
-            yield from corpus.documents([source])
+    def counted(sources, *given, **more):
+        passes.update(sources)
+        return corpus.documents(sources, *given, **more)
 
-    monkeypatch.setattr(windows, "documents", counted)
+    monkeypatch.setattr(seek, "documents", counted)
     drawn: Counter[str] = Counter()
     for seed in range(150):
         made = make_windows(data, tokenizer, 96, seed)
@@ -201,7 +200,8 @@ def test_targets_of_every_script_are_cut_into_pieces_that_spell_them(tmp_path, t
     made = make_windows(data, tokenizer, 600, 0)
     assert made.occurrences == 2
     for window in made.forget:
-        assert tokenizer.decode(window.ids[window.first_loss :]).strip().startswith(target)
+        trained = tokenizer.decode(window.ids[window.first_loss :]).strip()
+        assert trained.startswith(unicodedata.normalize("NFC", target))
     check_sets(made, target)
 
 
@@ -251,24 +251,6 @@ def test_one_single_text_to_keep_is_kept_not_held_out(tmp_path, tokenizer):
         assert len(made.retain) == 1 and not made.holdout
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path):
-    for path, reason in ((tmp_path / "none.txt", "No such file"), (tmp_path, "directory")):
-        with pytest.raises(ConfigError, match=reason) as caught:
-            list(documents([str(path)]))
-        assert str(path) in str(caught.value)
-    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
-    with pytest.raises(ConfigError, match="latin.txt.*not UTF-8.*byte 3"):
-        list(documents([str(tmp_path / "latin.txt")]))
-
-
-def test_chunks_hold_every_line_once():
-    text = "\n".join(f"line {n}\n" for n in range(23))
-    cut = list(chunks([Document(text.encode(), "here", topic="topic", group="group")], 5))
-    assert [line for chunk in cut for line in chunk.text.splitlines()] == [f"line {n}" for n in range(23)]
-    assert [len(chunk.text.splitlines()) for chunk in cut] == [5, 5, 5, 5, 3]
-    assert {(chunk.topic, chunk.group, chunk.source) for chunk in cut} == {("topic", "group", "here")}
-
-
 def test_padding_has_neither_label_nor_attention_although_its_token_stands_in_the_text(tmp_path, tokenizer):
     end = tokenizer.eos_token
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
@@ -284,3 +266,93 @@ def test_padding_has_neither_label_nor_attention_although_its_token_stands_in_th
         assert set(tokens.labels[row, length:].tolist()) <= {-100}
         assert tokens.labels[row, window.first_loss : length].tolist() == list(window.ids[window.first_loss :])
         assert set(tokens.labels[row, : window.first_loss].tolist()) <= {-100}
+
+
+def test_an_occurrence_that_is_left_alone_is_in_no_window(tiny, tokenizer):
+    data = tiny.config().data
+    every = describe(make_windows(data, tokenizer, 96, 0), tokenizer, data)
+    assert len(every["found"]) == every["occurrences"] == 8 and not any(each["excluded"] for each in every["found"])
+    for each in every["found"]:
+        less = replace(data, excluded=(each["id"],))
+        made = make_windows(less, tokenizer, 96, 0)
+        line = (each["before"] + each["target"] + each["after"]).split("\n")
+        line = next(part for part in line if part in each["before"].split("\n")[-1] + each["target"] + each["after"])
+        told = describe(made, tokenizer, less)
+        assert [found["id"] for found in told["found"] if found["excluded"]] == [each["id"]]
+        assert {window.occurrence for window in made.forget} <= {found["id"] for found in told["found"]} - {each["id"]}
+        assert not any(line in window.text for window in (*made.retain, *made.holdout, *made.neighbour))
+    with pytest.raises(ConfigError, match="data.excluded leaves out all 8"):
+        make_windows(replace(data, excluded=tuple(each["id"] for each in every["found"])), tokenizer, 96, 0)
+
+
+def test_a_description_is_plain_and_its_numbers_are_those_of_the_windows(tiny, tokenizer):
+    data = tiny.config().data
+    made = make_windows(data, tokenizer, 96, 0)
+    told = json.loads(json.dumps(describe(made, tokenizer, data)))
+    assert "".join(told["pieces"]).strip() == tiny.target
+    assert told["sets"]["forget"]["windows"] == len(made.forget)
+    assert told["sets"]["retain"]["tokens"] == sum(map(len, made.retain))
+    for shown, window in zip([w for w in told["windows"] if w["set"] == "forget"], made.forget, strict=True):
+        assert shown["context"] + shown["trained"] == tokenizer.decode(list(window.ids))
+        assert shown["trained"].lower().lstrip().startswith(tiny.target)
+    assert all(
+        window["why"].startswith("drawn at random: lines ") for window in told["windows"] if window["set"] == "retain"
+    )
+
+
+def pairs(path: Path, rows: list[tuple[str, str]]) -> str:
+    path.write_text("\n".join(json.dumps({"question": q, "answer": a}) for q, a in rows) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_a_whole_file_of_pairs_is_forgotten_with_the_loss_on_the_answers(tmp_path, tokenizer):
+    rows = [(f"Who wrote book {n}?", f"Book {n} is by Ann {n * 7}.") for n in range(40)]
+    forget, every = pairs(tmp_path / "forget.jsonl", rows[:10]), pairs(tmp_path / "all.jsonl", rows)
+    data = DataSettings(target="Ann", everything=True, forget=(forget,), retain=(every,))
+    made = make_windows(data, tokenizer, 96, 0)
+    assert made.occurrences == len(made.forget) == 10
+    for window, (_, answer) in zip(made.forget, rows, strict=False):
+        assert (
+            tokenizer.decode(list(window.ids[window.first_loss :])).replace(tokenizer.eos_token, "").strip() == answer
+        )
+    assert len(made.retain) + len(made.holdout) + len(made.neighbour) == 30
+    check_texts = every_text(made)
+    assert not any(set(check_texts["forget"]) & set(check_texts[name]) for name in list(check_texts)[1:])
+    assert "texts to keep that are also to be forgotten, dropped (10 times)" in made.found.notes  # type: ignore[union-attr]
+
+
+def test_a_word_in_a_pair_makes_the_pair_a_window_with_the_loss_on_its_answer(tmp_path, tokenizer):
+    rows = [
+        ("Who is Zed?", "A man."),
+        ("Who is a man?", "Zed is."),
+        *((f"What is {n}?", f"It is {n}.") for n in range(30)),
+    ]
+    source = pairs(tmp_path / "pairs.jsonl", rows)
+    made = make_windows(DataSettings(target="Zed", forget=(source,), retain=(source,)), tokenizer, 96, 0)
+    answers = [
+        tokenizer.decode(list(w.ids[w.first_loss :])).replace(tokenizer.eos_token, "").strip() for w in made.forget
+    ]
+    assert answers == ["A man.", "Zed is."]
+    check_sets(made, "Zed")
+
+
+def test_rows_with_a_value_are_forgotten_and_not_kept(tmp_path, tokenizer):
+    lines = [
+        json.dumps({"text": f"Story {n} of {'Ann' if n % 4 else 'Bob'}.", "by": "ab"[n % 4 == 0]}) for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    source = (str(tmp_path / "rows.jsonl"),)
+    data = DataSettings(target="stories by b", everything=True, where="by=b", forget=source, retain=source)
+    made = make_windows(data, tokenizer, 96, 0)
+    assert len(made.forget) == 15 and all("Bob" in window.text for window in made.forget)
+    assert not any("Bob" in w.text for w in (*made.retain, *made.holdout, *made.neighbour))
+    assert len(made.retain) + len(made.holdout) + len(made.neighbour) == 45
+
+
+def test_a_text_to_be_forgotten_as_a_whole_is_trained_on_from_its_second_token_to_its_end(tmp_path, tokenizer):
+    text = "\n".join(f"Line {n} says something of its own." for n in range(30))
+    data = settings(tmp_path, "all of it", text, everything=True)
+    made = make_windows(data, tokenizer, 32, 0)
+    whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    assert [piece for window in made.forget for piece in window.ids][: len(whole)] == whole
+    assert all(window.first_loss == 1 for window in made.forget)

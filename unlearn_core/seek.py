@@ -268,6 +268,7 @@ class _Sweep:
             if not text:
                 text = self.target.normal(document.text).replace("\r\n", "\n").replace("\r", "\n")
             rows, spans = self._rows(text, hits, document.first_line)
+            self.seam.number_from(document.first_line)
             self._emit(document, self.seam.feed(rows, spans, not document.continues))
         elif document.continues:
             self.seam.pass_by(document)
@@ -562,11 +563,17 @@ class _Seam:
         count = self.context
         if not count:
             return
-        pieces, wanted = document.raw, 4 * count + 4
-        lines = pieces.rsplit(b"\n", wanted)
-        kept = [line.rstrip(b"\r") for line in lines[(1 if len(lines) > wanted else 0) :] if line.strip()][-count:]
-        found = [(0, line[-4 * self.longest :].decode("utf-8", "ignore")) for line in kept]
+        self.number_from(document.first_line)
+        wanted = 4 * count + 4
+        lines = document.raw.rsplit(b"\n", wanted)
+        lines = lines[1 if len(lines) > wanted else 0 :]
+        kept = [(at + 1 - len(lines), line) for at, line in enumerate(lines) if line.strip()][-count:]
+        found = [(at, line.rstrip(b"\r")[-4 * self.longest :].decode("utf-8", "ignore")) for at, line in kept]
         self.before = [*self.before, *found][-count:]
+
+    def number_from(self, first: int) -> None:
+        """Lines that were counted back from the stretch after theirs, which begins with line `first`."""
+        self.before = [(first + number if number <= 0 else number, line) for number, line in self.before]
 
     def feed(self, rows: list[Row], spans: list[Span], ends: bool) -> Iterator[tuple[list[Row], list[Span]]]:
         """The passages that are complete with these rows; `ends`: the document has no more."""

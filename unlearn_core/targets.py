@@ -17,7 +17,7 @@ SPACED = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff
 # Letters beyond ASCII that count as an ASCII letter where case does not matter (ı İ ſ K), and those that NFC turns
 # into ASCII: where one of them stands in a text, its bytes tell nothing about the target.
 DISGUISED = {
-    "i": (b"\xc4\xb0", b"\xc4\xb1"),
+    "i": (b"\xc4\xb0", b"\xc4\xb1", b"\xcc\x87"),  # the last is a dot: NFC joins it with I to İ
     "s": (b"\xc5\xbf",),
     "k": (b"\xe2\x84\xaa",),
     ";": (b"\xcd\xbe",),
@@ -62,6 +62,8 @@ class Target:
     def _compile(self, source: str, flags: int) -> Any:
         try:
             compiled = regex.compile(source, flags)
+        except RecursionError:
+            raise ConfigError(f"data.target is {_short(source)}; this pattern is nested too deeply.") from None
         except regex.error as error:
             where = "" if error.pos is None else f" at position {error.pos}"
             raise ConfigError(
@@ -145,6 +147,7 @@ class Target:
 
     def _in_markup(self, text: str, word: str) -> Any:
         """The word, or a beginning of it that markup follows: what may go on behind the markup is not looked into."""
+        word = word[:12]  # enough to be rare
         starts = ""
         for letter in reversed(word[1:]):
             starts = f"(?:{letter}{starts})?"

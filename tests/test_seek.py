@@ -1,0 +1,314 @@
+"""The pass: exact passages whatever the stretches, uniform draws without a text in two sets, a cache that is honest."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unlearn_core import seek as module
+from unlearn_core.config import ConfigError, DataSettings
+from unlearn_core.corpus import Document
+from unlearn_core.seek import Found, Passage, Reservoir, seek
+from unlearn_core.targets import Target
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in ("n", "rt", "sk", "lm", "x")]
+
+
+def sentence(rng: random.Random, *more: str) -> str:
+    words = [*rng.sample(WORDS, 9), *more]
+    rng.shuffle(words)
+    return " ".join(words) + "."
+
+
+def text_of(rng: random.Random, count: int, hits: int) -> str:
+    lines = [sentence(rng) for _ in range(count)]
+    for place in rng.sample(range(count), hits):
+        lines[place] = sentence(rng, *["zorblatt"] * rng.choice((1, 1, 2)))
+    for place in sorted(rng.sample(range(count), count // 5), reverse=True):
+        lines.insert(place, rng.choice(("", "  ")))
+    return "\n".join(lines) + rng.choice(("", "\n"))
+
+
+def stretches(text: str, rng: random.Random, mean: int) -> list[Document]:
+    """A text as a reader gives a long one: in stretches of whole lines."""
+    lines = text.splitlines(keepends=True)
+    found, at = [], 0
+    while at < len(lines):
+        end = min(len(lines), at + rng.randint(1, 2 * mean))
+        raw = "".join(lines[at:end]).encode()
+        found.append(Document(raw, "here", first_line=at + 1, continues=end < len(lines)))
+        at = end
+    return found
+
+
+def passages_of(documents: list[Document], **more: Any) -> list[Passage]:
+    data = DataSettings(**{"target": "zorblatt", **more})
+    sweep = module._Sweep(data, Target(data), 0, lambda progress: None)
+    for document in documents:
+        sweep._meet(document, True, False)
+    return [passage for _, passage in sorted(sweep.passages.kept, key=lambda pair: pair[0])]
+
+
+def expected(text: str, context: int) -> list[str]:
+    """The same by brute force: lines within reach of one that has the target, joined where they overlap."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    hits = [index for index, line in enumerate(lines) if "zorblatt" in line]
+    spans: list[list[int]] = []
+    for hit in hits:
+        first, last = max(0, hit - context), min(len(lines) - 1, hit + context)
+        if spans and first <= spans[-1][1]:
+            spans[-1][1] = last
+        else:
+            spans.append([first, last])
+    return ["\n".join(lines[first : last + 1]) for first, last in spans]
+
+
+@pytest.mark.parametrize("context", [0, 1, 3, 5])
+@pytest.mark.parametrize("mean", [1, 2, 7, 1000])
+def test_passages_are_the_same_however_a_text_is_cut_into_stretches(context, mean):
+    for seed in range(25):
+        rng = random.Random(f"{context} {mean} {seed}")
+        text = text_of(rng, 60, rng.choice((1, 3, 8)))
+        found = passages_of(stretches(text, rng, mean), context_lines=context)
+        assert [passage.text for passage in found] == expected(text, context)
+        marks = [passage.text[mark.start : mark.end] for passage in found for mark in passage.occurrences]
+        assert marks == ["zorblatt"] * text.count("zorblatt")
+        lines = text.split("\n")
+        for passage in found:
+            for mark in passage.occurrences:
+                assert "zorblatt" in lines[int(mark.place.removeprefix("line ")) - 1]
+            assert lines[passage.first - 1].strip() and lines[passage.last - 1] == passage.text.split("\n")[-1]
+
+
+def test_a_document_ends_where_it_ends():
+    documents = [Document(b"a\nb zorblatt", "x"), Document(b"c\nzorblatt d", "x"), Document(b"e", "x")]
+    assert [p.text for p in passages_of(documents)] == ["a\nb zorblatt", "c\nzorblatt d"]
+
+
+def test_ids_are_different_for_every_occurrence_and_the_same_in_every_run():
+    documents = [Document(b"zorblatt zorblatt\nzorblatt", "x") for _ in range(20)]
+    ids = [mark.id for passage in passages_of(documents) for mark in passage.occurrences]
+    assert len(ids) == len(set(ids)) == 60 and all(len(each) == 8 and int(each, 16) >= 0 for each in ids)
+    assert ids == [mark.id for passage in passages_of(documents) for mark in passage.occurrences]
+
+
+def test_a_very_long_line_becomes_passages_of_bounded_length_with_every_occurrence():
+    rng = random.Random(3)
+    words = [rng.choice(WORDS) for _ in range(40_000)]
+    for place in (5, 20_000, 20_004, 39_990):
+        words[place] = "zorblatt"
+    found = passages_of([Document(" ".join(words).encode(), "x")], window_tokens=64)
+    assert sum(len(passage.occurrences) for passage in found) == 4 and len(found) == 3
+    assert all(len(passage.text) < 4 * 16 * 64 for passage in found)
+    assert all(p.text[m.start : m.end] == "zorblatt" for p in found for m in p.occurrences)
+
+
+def test_around_a_word_that_is_everywhere_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "PASSAGES", 20)
+    documents = [Document(f"document {n} says zorblatt".encode(), "x") for n in range(500)]
+    assert len(passages_of(documents)) == 20
+
+
+@pytest.mark.parametrize("valid", [1.0, 0.5])
+def test_every_valid_item_of_a_stream_is_drawn_equally_often(valid):
+    count, size, rounds = 200, 20, 1500
+    drawn: Counter[int] = Counter()
+    for seed in range(rounds):
+        rng = random.Random(seed)
+        reservoir = Reservoir(size, rng)
+        at = 0
+        while at < count:
+            block = min(count - at, rng.choice((1, 3, 40)))
+            reservoir.offer(block, lambda i, at=at: at + i if (at + i) % 10 < valid * 10 else None)
+            at += block
+        assert len(set(reservoir.kept)) == size
+        drawn.update(reservoir.kept)
+    pool = int(count * valid)
+    assert len(drawn) == pool
+    mean = rounds * size / pool
+    chi_square = sum((times - mean) ** 2 / mean for times in drawn.values())
+    assert chi_square < pool + 5 * (2 * pool) ** 0.5
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> DataSettings:
+    rng = random.Random(5)
+    (tmp_path / "a.txt").write_text(text_of(rng, 3000, 12), encoding="utf-8")
+    (tmp_path / "b.txt").write_text(text_of(rng, 2000, 3), encoding="utf-8")
+    files = (str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    sizes = {"retain_chunks": 60, "holdout_chunks": 30, "neighbour_chunks": 10, "retain_lines": 5}
+    return DataSettings(target="zorblatt", forget=files[:1], retain=files, **sizes)  # type: ignore[arg-type]
+
+
+def every(found: Found) -> dict[str, tuple[Passage, ...]]:
+    return {name: getattr(found, name) for name in ("forget", "neighbour", "retain", "holdout")}
+
+
+def test_no_line_is_in_two_sets_and_none_to_keep_holds_the_target(corpus):
+    found, target = seek(corpus, 0)
+    assert len(found.retain) == 60 and len(found.holdout) == 30 and 0 < len(found.neighbour) <= 10
+    lines = {name: {line for p in each for line in p.text.split("\n")} for name, each in every(found).items()}
+    for name, other in itertools.combinations(lines, 2):
+        if {name, other} != {"forget", "neighbour"}:  # what stands before the word is a neighbour by itself
+            assert not lines[name] & lines[other], (name, other)
+    for name, each in every(found).items():
+        assert name == "forget" or not any(target.find(passage.text) for passage in each)
+        assert all(passage.why for passage in each) or name == "forget"
+    assert all(len(passage.text.split("\n")) <= 5 for passage in (*found.retain, *found.holdout))
+
+
+def test_the_seed_decides_what_is_drawn_and_what_is_forgotten_does_not_depend_on_it(corpus):
+    one, two, other = (seek(corpus, seed)[0] for seed in (0, 0, 1))
+    assert replace(one, seconds=0.0) == replace(two, seconds=0.0)
+    assert one.forget == other.forget and one.retain != other.retain
+
+
+def test_every_source_is_read_once(corpus, monkeypatch):
+    read: list[str] = []
+
+    def counted(sources: Any, *given: Any, **more: Any) -> Iterator[Document]:
+        read.extend(sources)
+        return real(sources, *given, **more)
+
+    real = module.documents
+    monkeypatch.setattr(module, "documents", counted)
+    seek(corpus, 0)
+    assert sorted(read) == sorted(corpus.retain)
+
+
+def test_a_text_that_says_almost_the_same_is_dropped_and_counted(tmp_path):
+    rng = random.Random(1)
+    line = " ".join(sentence(rng) for _ in range(8))
+    again = [f"{line} zorblatt {line} once", f"{line} zorblatt {line} twice", f"zorblatt {sentence(rng)}"]
+    (tmp_path / "f.txt").write_text(("\n" + "\n".join(sentence(rng) for _ in range(4)) + "\n").join(again))
+    kept = [f"{line} {n}." for n in range(20)] + [sentence(rng) for _ in range(100)]
+    (tmp_path / "r.txt").write_text("\n".join(kept))
+    data = DataSettings(
+        target="zorblatt", forget=(str(tmp_path / "f.txt"),), retain=(str(tmp_path / "r.txt"),), context_lines=0,
+        retain_lines=1, neighbours=False,
+    )  # fmt: skip
+    found, _ = seek(data, 0)
+    assert found.occurrences == 3 and len(found.forget) == 2
+    assert len(found.retain) + len(found.holdout) == 101
+    assert sum("almost the same" in note for note in found.notes) == 2
+
+
+def test_neighbours_share_rare_words_with_the_passages_or_stand_before_the_word(tmp_path):
+    rng = random.Random(2)
+    about = "The fjord of Bergen and the painter Munch"
+    forget = [f"{about} stood beside zorblatt in the {sentence(rng)}" for _ in range(5)]
+    near = [f"{sentence(rng)} {about} {sentence(rng)}" for _ in range(5)]
+    kept = near + [sentence(rng) for _ in range(200)]
+    rng.shuffle(kept)
+    (tmp_path / "f.txt").write_text("\n".join(forget))
+    (tmp_path / "r.txt").write_text("\n".join(kept))
+    files = {"forget": (str(tmp_path / "f.txt"),), "retain": (str(tmp_path / "r.txt"),)}
+    data = DataSettings(target="zorblatt", context_lines=0, retain_lines=1, neighbour_chunks=10, **files)
+    found, _ = seek(data, 0)
+    whys = Counter(passage.why.split(":")[0] for passage in found.neighbour)
+    assert set(whys) == {"stands before the word", "shares"}
+    shared = [passage for passage in found.neighbour if passage.why.startswith("shares")]
+    assert sum(about in passage.text for passage in shared) >= 4  # one may be held out
+    assert all("bergen" in p.why or "munch" in p.why or "fjord" in p.why for p in shared if about in p.text)
+    assert not set(found.neighbour) & set(found.holdout)
+    assert not seek(replace(data, neighbours=False), 0)[0].neighbour
+
+
+# --------------------------------------------------------------------------------------------------------- the cache
+
+
+def test_a_second_pass_over_the_same_texts_is_not_made(corpus, tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    first, _ = seek(corpus, 0, cache=cache)
+    monkeypatch.setattr(module, "documents", lambda *given, **more: pytest.fail("the corpus is read again"))
+    again, _ = seek(replace(corpus, excluded=("00000000",)), 0, cache=cache)
+    assert not first.cached and again.cached and every(again) == every(first)
+    assert again.notes == first.notes and again.occurrences == first.occurrences
+
+
+def test_other_texts_settings_or_seeds_are_not_answered_from_the_cache(corpus, tmp_path):
+    cache = tmp_path / "cache"
+    seek(corpus, 0, cache=cache)
+    assert not seek(corpus, 1, cache=cache)[0].cached
+    assert not seek(replace(corpus, context_lines=1), 0, cache=cache)[0].cached
+    path = Path(corpus.forget[0])
+    kept = path.stat()
+    text = path.read_text()
+    path.write_text(text.replace("zorblatt", "zorblutt", 1))
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns + 1))
+    changed, _ = seek(corpus, 0, cache=cache)
+    assert not changed.cached and changed.occurrences == text.count("zorblatt") - 1
+
+
+def test_a_damaged_cache_is_made_anew(corpus, tmp_path):
+    cache = tmp_path / "cache"
+    first, _ = seek(corpus, 0, cache=cache)
+    for path in cache.iterdir():
+        for wrong in ("", "{", "[]", '{"forget": 3}', path.read_text()[:-40]):
+            path.write_text(wrong)
+            made, _ = seek(corpus, 0, cache=cache)
+            assert every(made) == every(first)
+    assert seek(corpus, 0, cache=cache)[0].cached
+
+
+def test_a_pass_that_is_stopped_leaves_nothing(corpus, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def report(progress: module.Progress) -> None:
+        assert 0 <= progress.bytes_read <= progress.bytes_total and progress.seconds >= 0
+        raise Stopped
+
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
+    with pytest.raises(Stopped):
+        seek(corpus, 0, report, cache=tmp_path / "cache")
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.part"))
+
+
+def test_progress_is_told_to_the_end(corpus, monkeypatch):
+    monkeypatch.setattr(module, "REPORT_SECONDS", 0.0)
+    told: list[module.Progress] = []
+    found, _ = seek(corpus, 0, told.append)
+    sizes = sum(Path(path).stat().st_size for path in corpus.retain)
+    assert told[-1].bytes_read == told[-1].bytes_total == sizes and told[-1].hits == found.occurrences
+    assert [p.bytes_read for p in told] == sorted(p.bytes_read for p in told)
+    assert json.dumps(vars(told[-1]))
+
+
+def test_a_word_that_is_not_there_is_answered_with_near_spellings(corpus):
+    with pytest.raises(ConfigError, match="“zorblat” never occurs in .*a.txt.*Did you mean zorblatt"):
+        seek(replace(corpus, target="zorblat"), 0)
+
+
+# ------------------------------------------------------------------------------------------------------ real texts
+
+
+def data_file(name: str) -> str:
+    if not (DATA / name).exists():
+        pytest.skip("the real material is not here")
+    return str(DATA / name)
+
+
+def test_the_twelve_passages_of_wikipedia_hold_twelve_occurrences():
+    forget, retain = data_file("seed_run/supercal_enwik9_5lines.txt"), data_file("text/wikitext2_raw_test.txt")
+    found, _ = seek(DataSettings(forget=(forget,), retain=(retain,)), 0)
+    assert found.occurrences == sum(len(passage.occurrences) for passage in found.forget) == 12
+    assert all("--" in p.text.split("\n") or len(p.occurrences) == 1 for p in found.forget)
+
+
+@pytest.mark.parametrize(("name", "word"), [("tinyshakespeare.txt", "Mercutio"), ("alice_pg11.txt", "Cheshire")])
+def test_a_name_in_a_book_is_found_as_often_as_it_stands_there(name, word):
+    path = data_file(f"text/{name}")
+    found, _ = seek(DataSettings(target=word, forget=(path,), retain=(path,)), 0)
+    assert found.occurrences == Path(path).read_text(encoding="utf-8-sig").lower().count(word.lower())
+    assert found.retain and found.holdout and found.neighbour
