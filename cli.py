@@ -256,16 +256,15 @@ def probe(args: argparse.Namespace, store: RunStore) -> int:
 
 def windows(args: argparse.Namespace) -> int:
     config = read_config(args, look=False)
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     from terminal.look import looked_into
     from terminal.progress import Reading
-    from unlearn_core.models import folder_of
+    from unlearn_core.loading import tokenizer_and_limit
     from unlearn_core.windows import describe, make_windows
 
-    folder = folder_of(config.model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    limit = getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", None) or 1024
+    transformers_logging.set_verbosity_error()  # texts longer than the model reads are what windows are cut from
+    tokenizer, limit = tokenizer_and_limit(config.model)
     home = Path(args.home or os.environ.get("LETHE_HOME") or "data").expanduser()
     reading = Reading(sys.stderr)
     try:
@@ -281,7 +280,7 @@ def windows(args: argparse.Namespace) -> int:
     finally:
         reading.line.clear()
     facts = describe(made, tokenizer, config.data)
-    answer(args.json, facts, "\n".join(looked_into(facts)))
+    answer(args.json, facts, "\n".join(looked_into(facts, config.data.everything)))
     return 0
 
 

@@ -159,13 +159,13 @@ def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------ windows and methods
 
 
-def looked_into(facts: Mapping[str, Any]) -> Iterator[str]:
+def looked_into(facts: Mapping[str, Any], everything: bool = False) -> Iterator[str]:
     """What a look into the texts found: totals, sets, notes, and the windows with what is trained on in [brackets]."""
     sets = facts["sets"]
     read = "known from an earlier look" if facts["cached"] else f"read in {duration(facts['seconds'])}"
-    yield f"“{plain(facts['target'])}” stands {facts['occurrences']:,} times in {facts['documents']:,} texts " + (
-        f"({size(facts['bytes'])}, {read})."
-    )
+    what, count = f"“{plain(facts['target'])}”", f"{facts['occurrences']:,}"
+    many = f"{what} is all of {count} texts, of" if everything else f"{what} stands {count} times in"
+    yield f"{many} {facts['documents']:,} texts ({size(facts['bytes'])}, {read})."
     pieces = " ".join(f"[{plain(piece)}]" for piece in facts["pieces"])
     yield f"The tokenizer cuts it into {len(facts['pieces'])}: {pieces}"
     rows = [(name, each["windows"], each["tokens"], each["trained_tokens"]) for name, each in sets.items()]

@@ -54,6 +54,8 @@ class Reading:
         self.line = ProgressLine(stream)
 
     def tell(self, progress: Any) -> None:
+        if progress.seconds < 1:
+            return  # most texts are read before anybody could read a line about it
         total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
         parts = [f"{size(progress.bytes_read)}{total} read", f"found {progress.hits:,} times"]
         if progress.seconds_left is not None:

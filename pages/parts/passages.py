@@ -59,7 +59,9 @@ def progress(told: Mapping[str, Any]) -> str:
 
 def reading(facts: Mapping[str, Any]) -> str:
     """How the look went, once it is done."""
-    way = "known from an earlier look" if facts.get("cached") else f"read in {story.duration(facts.get('seconds', 0))}"
+    seconds = facts.get("seconds", 0.0)
+    way = f"read in {story.duration(seconds)}" if seconds >= 1 else "read at once"
+    way = "known from an earlier look" if facts.get("cached") else way
     return f"{size(facts['bytes'])} of texts, {way}."
 
 
