@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.parts import kept, passages
 from storage import RunStore
-from tests.test_pages import HOSTILE, IdleWorker, begin, button, component, fill, opened, shown
+from tests.test_pages import HOSTILE, IdleScout, IdleWorker, begin, button, component, fill, opened, shown
 from unlearn_core.config import RunConfig
 from unlearn_core.world import TARGET
 
@@ -30,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The whole app with a worker that does nothing, on an empty store."""
     monkeypatch.setattr("unlearn_core.worker.Worker", IdleWorker)
-    monkeypatch.setattr("unlearn_core.scout.Scout", IdleWorker)
+    monkeypatch.setattr("unlearn_core.scout.Scout", IdleScout)
     monkeypatch.setenv("LETHE_HOME", str(tmp_path / "app"))
     monkeypatch.setenv("LETHE_ROOTS", str(tmp_path))
     yield AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()

@@ -53,14 +53,22 @@ class IdleWorker:
         self.alive = False
 
 
+class IdleScout(IdleWorker):
+    """The same for the scout."""
+
+    started: ClassVar[list[IdleWorker]] = []
+
+
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The whole app with a worker that does nothing, on an empty store."""
+    """The whole app with a worker and a scout that do nothing, on an empty store."""
     monkeypatch.setattr("unlearn_core.worker.Worker", IdleWorker)
+    monkeypatch.setattr("unlearn_core.scout.Scout", IdleScout)
     monkeypatch.setenv("LETHE_HOME", str(tmp_path / "app"))
     IdleWorker.started.clear()
     yield AppTest.from_file(str(ROOT / "app.py"), default_timeout=30).run()
-    kept.things.pop("worker", None)
+    for name in ("worker", "scout"):
+        kept.things.pop(name, None)
     if "store" in kept.things:
         kept.things.pop("store").close()
     kept.things.pop("home", None)
