@@ -22,7 +22,7 @@ LIGHT = tuple(f"unlearn_core.{name}" for name in LIGHT_ROOMS)
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "unlearn_core": STANDARD
     | HEAVY
-    | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy", "huggingface_hub"}
+    | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy", "huggingface_hub", "jinja2"}
     | {"charset_normalizer", "ijson", "mwparserfromhell", "pyarrow", "regex", "sklearn", "zstandard", "datasketch"},
     "unlearn_core/worker.py": STANDARD | {"unlearn_core.drive"},
     "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker"},

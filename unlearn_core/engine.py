@@ -22,6 +22,7 @@ from torch import Tensor
 from unlearn_core.config import ConfigError, RunConfig, check_prompt
 from unlearn_core.evaluation import EvaluationWindows, evaluate, forget_level, uniform_loss
 from unlearn_core.guard import Guard, Verdict
+from unlearn_core.memory import check_before_loading, check_step
 from unlearn_core.methods import Objective
 from unlearn_core.models import (
     AdapterVector,
@@ -35,6 +36,7 @@ from unlearn_core.models import (
     save_adapter,
     token_mean,
 )
+from unlearn_core.prompting import encode_prompt, uses_template
 from unlearn_core.sampling import Response, answer
 from unlearn_core.subspace import RetainSubspace, removed_share
 from unlearn_core.windows import Window, Windows, make_windows
@@ -82,16 +84,24 @@ class Unlearner:
     def __post_init__(self) -> None:
         config = self.config
         self.report("loading the model")
-        self.loaded = load_model(config.model, config.lora, config.seed)
+        self.loaded = load_model(config.model, config.lora, config.seed, self._fits, self.report)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
         self.device = self.model.device
         self.report("reading the corpus")
         self.windows: Windows = make_windows(config.data, self.tokenizer, self.loaded.limit, config.seed)
+        check_step(config, self.shape, self.windows)
         self.adapter = AdapterVector(self.model)
-        self.reference = Reference(self.model)
+        self.reference = Reference(self.model, self.loaded.start)
         self.optimizer = self._new_optimizer()
         self.evaluation = EvaluationWindows(self.windows, self.pad_id, self.device)
         self._before: dict[str, Answer] = {}
+
+    def _fits(self, folder: Path) -> None:
+        self.shape = check_before_loading(self.config, folder)
+
+    @property
+    def chat(self) -> bool:
+        return self.config.model.chat_template
 
     @property
     def pad_id(self) -> int:
@@ -140,7 +150,11 @@ class Unlearner:
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "model_fingerprint": self.loaded.fingerprint,
+            "model_origin": self.loaded.origin,
+            "model_dtype": str(self.model.dtype).removeprefix("torch."),
+            "chat_template": uses_template(self.tokenizer, self.chat),
             "lora_modules": list(self.loaded.modules),
+            "adapted_layers": len(self.adapter.layers),
             "trainable_parameters": self.adapter.values.numel(),
             "windows": {name: len(found) for name, found in self.windows.sets().items()},
             "occurrences": self.windows.occurrences,
@@ -166,11 +180,11 @@ class Unlearner:
 
     def _ask(self, prompts: Sequence[str]) -> list[Response]:
         longest = self.config.schedule.answer_tokens
-        return answer(self.model, self.tokenizer, prompts, longest, limit=self.loaded.limit)
+        return answer(self.model, self.tokenizer, prompts, longest, limit=self.loaded.limit, chat=self.chat)
 
     def _check_length(self, prompt: str) -> None:
         check_prompt(prompt)
-        if (length := len(self.tokenizer(prompt)["input_ids"])) >= self.loaded.limit:
+        if (length := len(encode_prompt(self.tokenizer, prompt, self.chat))) >= self.loaded.limit:
             raise ConfigError(
                 f"The question has {length:,} tokens; this model reads {self.loaded.limit:,}. Shorten it."
             )
@@ -179,7 +193,7 @@ class Unlearner:
         """exp(-NLL per token) of each answer after its prompt, in one forward pass. An empty answer: 1."""
         rows = []
         for prompt, given in zip(prompts, answers, strict=True):
-            asked = self.tokenizer(prompt)["input_ids"]
+            asked = encode_prompt(self.tokenizer, prompt, self.chat)
             rows.append(Window((*asked, *given.ids), len(asked), prompt, ""))
         if not rows:
             return []
@@ -211,12 +225,30 @@ class Unlearner:
                 self.step_number = number
                 return StepRecord(number, values, None, applied=False)
             return StepRecord(number, values, stopped, applied=False)
+        before = self.adapter.values.detach().clone() if number == 1 else None
         values |= self._apply(number, values)
+        if before is not None:
+            self._check_moved(batch, before)
         self.step_number = number
         if number % self.config.schedule.evaluate_every == 0:
             values |= evaluate(self.model, self.evaluation)
         values |= {"tokens": float(processed), "step_seconds": time.perf_counter() - began}
         return StepRecord(number, values)
+
+    def _check_moved(self, batch: Batch, before: Tensor) -> None:
+        """After step 1, B must have moved in every adapted layer. Raises ConfigError with those where it cannot.
+
+        A method may have no gradient by itself (every token beyond its ceiling): then that of the plain loss tells. And
+        of two tokens, the first looks at nothing but itself: its query has none either, which proves nothing.
+        """
+        still = self.adapter.untouched(self.adapter.values.detach() - before)
+        if still and batch.forget.ids.shape[1] > 2:
+            plain = self.adapter.untouched(self.adapter.gradient_of(token_mean(nll(self.model, batch.forget))))
+            if still := [layer for layer in still if layer in plain]:
+                raise ConfigError(
+                    f"Step 1 did not move {len(still)} of {len(self.adapter.layers)} adapted layers, such as "
+                    f"{still[0]}: no gradient reaches them. Name others in lora.modules."
+                )
 
     def judge(self, record: StepRecord, answers: Sequence[Answer] = ()) -> Verdict | None:
         """What the guard says to a step and the answers that were taken after it."""
@@ -317,6 +349,7 @@ class Unlearner:
             update = projected
             with torch.no_grad():
                 self.adapter.values.copy_(before + update)
+        self.adapter.scatter()
         return {**recorded, "update_norm": update.norm().item()}
 
     def learning_rate(self, number: int) -> float:
@@ -345,6 +378,7 @@ class Unlearner:
         facts = {
             "step": self.step_number,
             "model_fingerprint": self.loaded.fingerprint,
+            "model_origin": self.loaded.origin,
             "baseline": self.baseline,
             "forget_level": self.guard.forget_level,
             "level_source": self.guard.level_source,
@@ -365,7 +399,13 @@ class Unlearner:
             raise ConfigError(
                 f"The checkpoint {folder.name} was made with other weights than those of {self.config.model.source}."
             )
+        made_with, here = facts.get("model_origin", {}), self.loaded.origin
+        for part in ("tokenizer", "adapter"):
+            if made_with and made_with.get(part) != here.get(part):
+                source = self.config.model.source if part == "tokenizer" else self.config.model.adapter
+                raise ConfigError(f"The checkpoint {folder.name} was made with another {part} than that of {source}.")
         read_adapter(self.model, folder)
+        self.adapter.gather()
         state = {name.removeprefix("optimizer."): v for name, v in tensors.items() if name.startswith("optimizer.")}
         self.optimizer.state.clear()
         if state:
@@ -393,10 +433,12 @@ class Unlearner:
         own = self.adapter.values.detach().clone()
         try:
             read_adapter(self.model, folder)
+            self.adapter.gather()
             return self.answers(prompts)
         finally:
             with torch.no_grad():
                 self.adapter.values.copy_(own)
+            self.adapter.scatter()
 
 
 def open_unlearner(config: Mapping[str, Any], report: Callable[[str], None]) -> Unlearner:

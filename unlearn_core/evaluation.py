@@ -66,7 +66,7 @@ def forget_level(config: RunConfig, loaded: LoadedModel, windows: EvaluationWind
             batches = [collate([window], loaded.tokenizer.pad_token_id) for window in windows.of("forget")]
             found = [nll(retrained, tokens) for tokens in batches]
         return mean(found), "the reference model, which never saw the word"
-    with Reference(loaded.model)() as model:
+    with Reference(loaded.model, loaded.start)() as model:
         stand_ins = stand_in_windows(config, loaded, windows.passages)
         if not stand_ins:
             why = "no word stands for them" if config.data.everything else "nothing follows the word"

@@ -1,28 +1,52 @@
-"""Base model + LoRA: load_model(), the reference = adapter off, and the adapter as one vector."""
+"""Base model + LoRA: load_model(), the reference = the adapter as it began, batches and their losses."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from unlearn_core.adapters import (
+    ADAPTER,
+    AdapterVector,
+    adapted_layers,
+    adapter_settings,
+    kind,
+    read_adapter,
+    save_adapter,
+    with_adapter,
+)
 from unlearn_core.config import ConfigError, LoraSettings, ModelSettings
+from unlearn_core.loading import (
+    context_limit,
+    device_of,
+    digest,
+    dtype_of,
+    fingerprint,
+    folder_of,
+    load_base,
+    named,
+    revision_of,
+    tokenizer_and_limit,
+    tokenizer_fingerprint,
+)
 from unlearn_core.windows import Window
-from unlearn_core.world import FULL
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+__all__ = [
+    "NLL", "AdapterVector", "Batch", "LoadedModel", "Reference", "Tokens", "collate", "device_of", "fingerprint",
+    "folder_of", "keep_loss", "load_base", "load_model", "nll", "read_adapter", "save_adapter", "token_mean",
+    "tokenizer_and_limit", "with_adapter",
+]  # fmt: skip
 
 PASS_TOKENS = 64  # what a forward pass is taken to cost beside its arithmetic, in tokens
 MOST_TOKENS = 2048  # in one forward pass
@@ -109,7 +133,7 @@ def nll(model: nn.Module, tokens: Tokens) -> NLL:
         rows = list(group)
         width = max(len(tokens.windows[row]) for row in rows)
         ids, mask, labels = (part[rows, :width] for part in (tokens.ids, tokens.mask, tokens.labels))
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].to(ids.device)
         losses = nn.functional.cross_entropy(
             logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
         ).view(len(rows), width - 1)
@@ -133,22 +157,40 @@ def keep_loss(model: nn.Module, batch: Batch, retain_weight: float, neighbour_we
 
 
 class Reference:
-    """The model as it was before step 1: the same weights with the adapter switched off, no second copy."""
+    """The model as it was before step 1, with no second copy of its weights.
 
-    def __init__(self, model: PeftModel) -> None:
-        self.model = model
+    With a fresh adapter: the adapter switched off. With one that the run goes on from: the adapter with the numbers
+    `start` that it had then, since the model as given is the base model together with it.
+    """
+
+    def __init__(self, model: PeftModel, start: Mapping[str, Tensor] | None = None) -> None:
+        self.model, self.start = model, start
         self._known: dict[Window, Tensor] = {}
 
     @contextmanager
     def __call__(self) -> Iterator[PeftModel]:
-        """Within: adapter off, dropout off, no gradients."""
+        """Within: the adapter as it began, dropout off, no gradients."""
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), self.model.disable_adapter():
+            with torch.no_grad(), self.model.disable_adapter() if self.start is None else self._as_it_began():
                 yield self.model
         finally:
             self.model.train(was_training)
+
+    @contextmanager
+    def _as_it_began(self) -> Iterator[None]:
+        """By way of `.data`: a graph that still waits for its backward pass finds the same numbers again."""
+        assert self.start is not None
+        parameters = {name: p for name, p in self.model.named_parameters() if name in self.start}
+        own = {name: p.data.clone() for name, p in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(self.start[name])
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(own[name])
 
     def nll(self, tokens: Tokens) -> NLL:
         """Its NLL of the same rows; measured once per window, since it never changes.
@@ -163,134 +205,77 @@ class Reference:
         return NLL(losses, (tokens.labels[:, 1:] != -100).sum(1).clamp(min=1))
 
 
-class AdapterVector:
-    """All trainable parameters as one float32 vector (P,): `values` and `gradient` share memory with the model's own.
-
-    One vector makes an optimizer step, a projection, a snapshot and a comparison each a single operation.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        total = sum(p.numel() for p in parameters)
-        self.values = nn.Parameter(torch.cat([p.detach().float().reshape(-1) for p in parameters]))
-        self.gradient = torch.zeros(total, device=self.values.device)
-        offset = 0
-        for parameter in parameters:
-            part = slice(offset, offset + parameter.numel())
-            parameter.data = self.values.data[part].view_as(parameter)
-            parameter.grad = self.gradient[part].view_as(parameter)
-            offset += parameter.numel()
-        self.values.grad = self.gradient
-
-    def gradient_of(self, loss: Tensor) -> Tensor:
-        """The gradient of `loss` as a new vector (P,). What was accumulated before is cleared first, and afterwards."""
-        self.gradient.zero_()
-        loss.backward()
-        found = self.gradient.clone()
-        self.gradient.zero_()
-        return found
-
-
 @dataclass
 class LoadedModel:
+    """A base model with its adapter. `start`: that adapter's numbers where it was not a fresh one."""
+
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
     limit: int  # tokens that the model can read
     fingerprint: str  # SHA-256 of the weights
     modules: tuple[str, ...]  # names of the adapted layers' kinds
+    start: dict[str, Tensor] | None = None
+    origin: dict[str, str] = field(default_factory=dict)  # revision, fingerprints of tokenizer and starting adapter
 
 
-def folder_of(settings: ModelSettings) -> Path:
-    """Where the model lies. Raises ConfigError where there is none, or none in safetensors."""
-    folder = FULL if settings.source == "bundled" else Path(settings.source).expanduser()
-    if not (folder / "config.json").is_file():
-        raise ConfigError(
-            f"model.source is {settings.source!r}; there is no folder of that name with a config.json in it."
-        )
-    if not list(folder.glob("*.safetensors")):
-        raise ConfigError(f"model.source is {settings.source!r}; it has no weights in safetensors format.")
-    return folder
+def load_model(
+    settings: ModelSettings,
+    lora: LoraSettings,
+    seed: int,
+    check: Callable[[Path], None] = lambda folder: None,
+    report: Callable[[str], None] = lambda message: None,
+) -> LoadedModel:
+    """The base model frozen, an adapter on it, and its tokenizer. Raises ConfigError where it cannot be.
 
-
-def load_base(folder: Path, dtype: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model on the CPU, dropout off, and its tokenizer, which has a padding token afterwards."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # any will do: it is masked
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32 if dtype == "auto" else getattr(torch, dtype), use_safetensors=True)
-    return model.eval(), tokenizer
-
-
-def with_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int) -> PeftModel:
-    """A fresh LoRA adapter on `base`: A drawn from `seed`, B zero, so that nothing has changed yet."""
-    torch.manual_seed(seed)
-    names = None if lora.modules == "auto" else [name.strip() for name in lora.modules.split(",") if name.strip()]
-    adapter = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
-        lora_dropout=lora.dropout,
-        target_modules=names,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(base, adapter)
-    except ValueError:
-        kinds = sorted(
-            {name.rsplit(".", 1)[-1] for name, module in base.named_modules() if isinstance(module, nn.Linear)}
-        )
-        raise ConfigError(f"lora.modules is {lora.modules!r}; this model has {', '.join(kinds)}.") from None
-
-
-def device_of(settings: ModelSettings) -> str:
-    """The device that was asked for, or the best that torch sees. Raises ConfigError where it is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if settings.device == "auto":
-        return next(name for name, available in there.items() if available)
-    if not there[settings.device]:
-        found = ", ".join(name for name, available in there.items() if available)
-        raise ConfigError(f"model.device is {settings.device!r}; torch sees only {found} on this machine.")
-    return settings.device
-
-
-def load_model(settings: ModelSettings, lora: LoraSettings, seed: int) -> LoadedModel:
-    """The base model frozen, a fresh adapter on it, and its tokenizer. Raises ConfigError where it cannot be."""
-    folder, device = folder_of(settings), device_of(settings)
-    try:
-        base, tokenizer = load_base(folder, settings.dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ConfigError(f"model.source is {settings.source!r}; it cannot be loaded: {reason}.") from error
-    model = with_adapter(base, lora, seed).to(device)
-    limit = int(getattr(model.config, "max_position_embeddings", 0) or getattr(model.config, "n_positions", 1024))
-    modules = tuple(sorted(getattr(model.peft_config["default"], "target_modules", ())))
-    return LoadedModel(model, tokenizer, limit, fingerprint(folder), modules)
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 of the weights in a folder, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def save_adapter(model: PeftModel, folder: Path) -> None:
-    """In PEFT's own format; `PeftModel.from_pretrained(base, folder)` loads it."""
-    model.save_pretrained(str(folder))
-
-
-def read_adapter(model: PeftModel, folder: Path) -> None:
-    """Puts a saved adapter's numbers into `model`, in place (the one vector stays one vector).
-
-    Raises ConfigError where the file is gone, damaged or that of an adapter of another shape.
+    `check` is given the model's folder before anything is loaded, and may refuse by raising.
     """
+    device = device_of(settings)
+    dtype, folder = dtype_of(settings, device), folder_of(settings, report)
+    start = Path(settings.adapter).expanduser() if settings.adapter else None
+    if start is not None:
+        adapter_settings(start)
+    check(folder)
+    with ThreadPoolExecutor(1) as beside:  # hashing a large model takes as long as loading it
+        digest_of_weights = beside.submit(fingerprint, folder)
+        with named(settings.source):
+            place = "auto" if settings.spread else "cuda" if device == "cuda" else None
+            base, tokenizer = load_base(folder, dtype, place, settings.four_bit)
+        refuse_offloading(base)
+        if settings.gradient_checkpointing:
+            checkpoint_gradients(base, settings.source)
+        model = with_adapter(base, lora, seed, start)
+        if place is None:
+            model = model.to(device)
+        weights = digest_of_weights.result()
+    origin = {"revision": revision_of(folder), "tokenizer": tokenizer_fingerprint(folder)}
+    if start is not None:
+        origin["adapter"] = digest([start / ADAPTER, start / "adapter_config.json"])
+    if origin["revision"]:  # where the exported adapter says that its base is
+        model.peft_config["default"].base_model_name_or_path = settings.source
+        model.peft_config["default"].revision = origin["revision"]
+    kinds = tuple(sorted({kind(name) for name in adapted_layers(model)}))
+    numbers = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    limit = context_limit(model.config)
+    return LoadedModel(model, tokenizer, limit, weights, kinds, numbers if start is not None else None, origin)
+
+
+def refuse_offloading(base: PreTrainedModel) -> None:
+    """Layers that did not fit on the GPUs and were put elsewhere cannot be trained through."""
+    places: dict[str, Any] = getattr(base, "hf_device_map", None) or {}
+    elsewhere = [name for name, place in places.items() if place in ("cpu", "disk")] if len(places) > 1 else []
+    if elsewhere:
+        raise ConfigError(
+            f"model.spread is true, and {len(elsewhere)} parts of the model do not fit on the GPUs, such as "
+            f"{elsewhere[0]}. Try model.four_bit = true or a smaller model."
+        )
+
+
+def checkpoint_gradients(base: PreTrainedModel, source: str) -> None:
+    """Activations are computed again in the backward pass. The embeddings must give gradients for it to reach LoRA."""
     try:
-        saved: dict[str, Any] = load_file(folder / "adapter_model.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(saved[name.replace(".default.weight", ".weight")])
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ConfigError(f"The adapter of {folder.name} cannot be read: {error}.") from None
+        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError:
+        raise ConfigError(
+            f"model.gradient_checkpointing is true; the architecture of {source} has none. Set it to false."
+        ) from None
+    base.enable_input_require_grads()

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unlearn_core.loading import ends_of
+from unlearn_core.prompting import encode_prompt
+
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,14 +47,16 @@ def answer(
     max_new_tokens: int = 80,
     batch_size: int = 32,
     limit: int | None = None,
+    chat: bool = True,
 ) -> list[Response]:
     """The greedy continuation of every prompt, dropout off, in batches of `batch_size`.
 
     Left padding, no attention on it and its own positions: an answer does not depend on the other prompts of its batch
     (up to rounding). The text is raw: special tokens and the newline after the question are all that is taken away.
-    `limit`: tokens that the model can read; a longer question gets a shorter answer.
+    `limit`: tokens that the model can read; a longer question gets a shorter answer. `chat`: in the chat template,
+    where the tokenizer has one.
     """
-    rows = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    rows = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
     room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(row)) for row in rows]
     responses: dict[int, Response] = {}
     was_training = model.training
@@ -77,6 +82,7 @@ def continuations(
     """The answers to one batch of tokenized questions."""
     began = time.perf_counter()
     ids, mask = pad_left(rows, tokenizer.pad_token_id)
+    ends = ends_of(model, tokenizer)
     made: torch.Tensor = model.generate(  # type: ignore[operator]
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
@@ -84,12 +90,12 @@ def continuations(
         do_sample=False,
         num_beams=1,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends or None,
     )[:, ids.shape[1] :]
     seconds = (time.perf_counter() - began) / len(rows)
     found = []
     for row in made.tolist():
-        ended = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+        ended = next((place for place, token in enumerate(row) if token in ends), len(row))
         text = str(tokenizer.decode(row[:ended], skip_special_tokens=True)).removeprefix("\n")
         found.append(Response(text, ended, seconds, tuple(row[:ended])))
     return found

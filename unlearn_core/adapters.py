@@ -1,0 +1,249 @@
+"""LoRA adapters: on which layers, fresh or continued, as one vector, and as files in PEFT's own format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_MAPPING
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from unlearn_core.config import ConfigError, LoraSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER = "adapter_model.safetensors"
+# How architectures name what makes queries and values; the first that a model has is taken.
+QUERY_AND_VALUE = (
+    ("q_proj", "v_proj"), ("q_b_proj", "kv_b_proj"), ("q_proj", "kv_b_proj"), ("query", "value"),
+    ("query_proj", "value_proj"), ("q", "v"), ("wq", "wv"), ("q_lin", "v_lin"),
+    ("query_key_value",), ("qkv_proj",), ("c_attn",), ("Wqkv",), ("qkv",), ("in_proj_qkv",), ("att_proj",),
+)  # fmt: skip
+NOT_LANGUAGE = ("vision", "visual", "image", "audio", "multi_modal")  # towers that no text goes through
+# Of an adapter_config.json: what is taken over, and what does not matter. Anything else that is set is refused.
+TAKEN = ("r", "target_modules", "exclude_modules", "lora_alpha", "fan_in_fan_out", "use_rslora", "layers_to_transform",
+         "layers_pattern", "rank_pattern", "alpha_pattern")  # fmt: skip
+PASSED_OVER = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision",
+               "inference_mode", "lora_dropout", "init_lora_weights", "megatron_core", "qalora_group_size",
+               "runtime_config", "loftq_config", "eva_config")  # fmt: skip
+STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # other ways to start change the base weights as well
+
+
+def linear_layers(base: nn.Module) -> dict[str, nn.Module]:
+    """Every layer that an adapter can be put on, by its full name, the output layer included."""
+    return {name: module for name, module in base.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+
+
+def kind(name: str) -> str:
+    """The last part of a layer's name: q_proj, c_attn."""
+    return name.rsplit(".", 1)[-1]
+
+
+def chosen_layers(base: PreTrainedModel, modules: str) -> dict[str, nn.Module]:
+    """The layers that `lora.modules` means in this model, by their full names. Raises ConfigError with those it has."""
+    layers = linear_layers(base)
+    output = base.get_output_embeddings()
+    tied = output is not None and output.weight is base.get_input_embeddings().weight
+    text = {name: layer for name, layer in layers.items() if not any(part in name.lower() for part in NOT_LANGUAGE)}
+    inner = {name: layer for name, layer in text.items() if layer is not output}
+    kinds = {kind(name) for name in inner}
+    if modules == "all-linear":
+        return inner
+    if modules == "auto":
+        mapped = PEFT_MAPPING.get(str(base.config.model_type), ())
+        known = (*QUERY_AND_VALUE, tuple(mapped) if not isinstance(mapped, str) else ())
+        names: Sequence[str] = next((family for family in known if family and kinds.issuperset(family)), ())
+    else:
+        names = [name.strip() for name in modules.split(",") if name.strip()]
+    found = {layer: text[layer] for layer in text if any(f".{layer}".endswith(f".{name}") for name in names)}
+    lacking = [name for name in names if not any(f".{layer}".endswith(f".{name}") for layer in found)]
+    if not found or lacking:
+        hint = "say which hold queries and values" if modules == "auto" else "name some of them, auto or all-linear"
+        raise ConfigError(f"lora.modules is {modules!r}; this model has {', '.join(sorted(kinds))}: {hint}.")
+    if tied and any(layer is output for layer in found.values()):
+        raise ConfigError(
+            f"lora.modules is {modules!r}; the output layer of this model shares its weights with the input "
+            "embedding, so no adapter can be put on it alone. Leave it out."
+        )
+    return found
+
+
+def with_adapter(base: PreTrainedModel, lora: LoraSettings, seed: int, start: Path | None = None) -> PeftModel:
+    """A LoRA adapter on `base`, in float32 whatever the base is in.
+
+    A fresh one: A drawn from `seed`, B zero, so that nothing has changed yet. Or that of the folder `start`, with its
+    own rank, scale and layers: the export is then that adapter, gone on with, for the same base model.
+    """
+    torch.manual_seed(seed)
+    if start is not None:
+        return _continued(base, start, lora.dropout)
+    layers = chosen_layers(base, lora.modules)
+    kinds = {kind(name) for name in layers}
+    # As short names where they mean just these layers, which is how PEFT's own adapters are written.
+    short = {name for name in linear_layers(base) if kind(name) in kinds} == set(layers)
+    adapter = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT takes any number
+        lora_dropout=lora.dropout,
+        target_modules=sorted(kinds if short else layers),
+        fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in layers.values()),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(base, adapter)
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """What the adapter in a folder is: PEFT's settings. Raises ConfigError where it is none that can be trained on."""
+    name = f"model.adapter is {str(folder)!r}"
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"{name}; there is no folder of that name with an adapter_config.json in it.")
+    try:
+        given = dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{name}; its adapter_config.json cannot be read: {error}.") from None
+    if given.get("peft_type") != "LORA":
+        raise ConfigError(f"{name}; it is of the kind {given.get('peft_type')!r}, and only LORA can be gone on with.")
+    if not (folder / ADAPTER).is_file():
+        others = ", ".join(sorted(path.name for path in folder.glob("adapter_model*"))) or "no weights"
+        raise ConfigError(
+            f"{name}; it has {others}, and only {ADAPTER} is read. To convert one that you trust: load it with "
+            "PeftModel.from_pretrained and call save_pretrained."
+        )
+    usual = LoraConfig(target_modules=["any"]).to_dict()
+    for key, value in given.items():
+        usual_too = value == usual.get(key) or not value or value == "none"
+        if key not in (*TAKEN, *PASSED_OVER) and not usual_too:
+            raise ConfigError(f"{name}; its {key} is {value!r}; only plain LoRA can be gone on with.")
+    start = given.get("init_lora_weights")
+    if start not in STARTS:
+        raise ConfigError(f"{name}; it was started by {start!r}, which changes the base weights: merge it into them.")
+    return {key: given[key] for key in TAKEN if given.get(key) is not None}
+
+
+def _continued(base: PreTrainedModel, folder: Path, dropout: float) -> PeftModel:
+    settings = adapter_settings(folder)
+    try:
+        model = get_peft_model(base, LoraConfig(**settings, lora_dropout=dropout, task_type="CAUSAL_LM"))
+    except (ValueError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(f"model.adapter is {str(folder)!r}; it does not fit this model: {reason}.") from None
+    try:
+        read_adapter(model, folder)
+    except ConfigError as error:
+        reason = str(error).partition("cannot be read: ")[2] or str(error)
+        raise ConfigError(f"model.adapter is {str(folder)!r}; it does not fit this model: {reason}") from None
+    return model
+
+
+def adapted_layers(model: PeftModel) -> list[str]:
+    """The names of the layers that carry the adapter, as the base model has them."""
+    prefix = "base_model.model."
+    return [name.removeprefix(prefix) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """In PEFT's own format; `PeftModel.from_pretrained(base, folder)` loads it. Asks the hub for nothing."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def read_adapter(model: PeftModel, folder: Path) -> None:
+    """Puts a saved adapter's numbers into `model`, in place (the one vector stays one vector).
+
+    Raises ConfigError where the file is gone, damaged or that of an adapter of another shape; then nothing has changed.
+    """
+    try:
+        saved: dict[str, Any] = load_file(folder / ADAPTER)
+        wanted = {
+            name.replace(".default.weight", ".weight"): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        if odd := sorted(set(saved) ^ set(wanted)):
+            where = "only the file" if odd[0] in saved else "only the model"
+            raise KeyError(f"{where} has {odd[0]}")
+        for name, parameter in wanted.items():
+            if saved[name].shape != parameter.shape:
+                shapes = (list(saved[name].shape), list(parameter.shape))
+                raise RuntimeError(f"{name} has the shape {shapes[0]}, where the model wants {shapes[1]}")
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        raise ConfigError(f"The adapter of {folder.name} cannot be read: {reason}.") from None
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(saved[name])
+
+
+class AdapterVector:
+    """All trainable parameters as one float32 vector (P,): `values` and `gradient` share memory with the model's own.
+
+    One vector makes an optimizer step, a projection, a snapshot and a comparison each a single operation. Layers that
+    lie on another device (model.spread) cannot share it: they get its numbers by `scatter`, and `gather` reads theirs.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        home = next(model.parameters()).device
+        total = sum(p.numel() for _, p in named)
+        self.values = nn.Parameter(torch.cat([p.detach().to(home).float().reshape(-1) for _, p in named]))
+        self.gradient = torch.zeros(total, device=home)
+        self._parts: dict[str, slice] = {}
+        self._apart: list[tuple[nn.Parameter, slice]] = []
+        offset = 0
+        for name, parameter in named:
+            part = self._parts[name] = slice(offset, offset + parameter.numel())
+            if self._lies_apart(parameter):
+                self._apart.append((parameter, part))
+            else:
+                parameter.data = self.values.data[part].view_as(parameter)
+                parameter.grad = self.gradient[part].view_as(parameter)
+            offset += parameter.numel()
+        self.values.grad = self.gradient
+
+    def _lies_apart(self, parameter: nn.Parameter) -> bool:
+        return parameter.device != self.values.device
+
+    def scatter(self) -> None:
+        """To be called when `values` has changed: layers on other devices follow."""
+        for parameter, part in self._apart:
+            parameter.data.copy_(self.values.data[part].view_as(parameter))
+
+    def gather(self) -> None:
+        """To be called when the model's parameters have changed: `values` follows those on other devices."""
+        for parameter, part in self._apart:
+            self.values.data[part].copy_(parameter.data.reshape(-1))
+
+    def gradient_of(self, loss: Tensor) -> Tensor:
+        """The gradient of `loss` as a new vector (P,). What was accumulated before is cleared first, and afterwards."""
+        self.gradient.zero_()
+        for parameter, _ in self._apart:
+            parameter.grad = None
+        loss.backward()
+        for parameter, part in self._apart:
+            if parameter.grad is not None:
+                self.gradient[part].copy_(parameter.grad.reshape(-1))
+        found = self.gradient.clone()
+        self.gradient.zero_()
+        return found
+
+    @property
+    def layers(self) -> list[str]:
+        """The adapted layers, as the base model names them."""
+        return [name.removeprefix("base_model.model.").partition(".lora_B")[0] for name in self._b_parts()]
+
+    def _b_parts(self) -> dict[str, slice]:
+        """Where each layer's B lies; that of experts not, which no token may have gone to."""
+        return {name: part for name, part in self._parts.items() if ".lora_B" in name and ".experts." not in name}
+
+    def untouched(self, change: Tensor) -> list[str]:
+        """The layers whose B has no part in a change or a gradient (P,)."""
+        parts = zip(self.layers, self._b_parts().values(), strict=True)
+        return [layer for layer, part in parts if not change[part].any()]

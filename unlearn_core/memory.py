@@ -1,0 +1,305 @@
+"""How much memory a run takes, part by part, against what its device has: known before a tensor is loaded."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+
+from unlearn_core.adapters import ADAPTER, adapter_settings, chosen_layers, kind, linear_layers
+from unlearn_core.config import ConfigError, RunConfig
+from unlearn_core.loading import context_limit, device_of, dtype_of, folder_of, named, skeleton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlearn_core.windows import Windows
+
+Lengths = Mapping[str, Sequence[int]]
+
+PASS_TOKENS = 2_048  # in one forward pass, as models.MOST_TOKENS
+MEASURED_WINDOWS = 54  # that an evaluation reads, as evaluation.EVALUATED
+FOUR_BITS = 0.5 + 4 / 64 * 0.25 + 1 / 256  # bytes a weight: nf4, its scales quantised once more
+# Tensors that autograd keeps per token and layer, counted on the architectures of the tests (test_memory.py).
+HIDDEN_KEPT, INNER_KEPT, QUERIES_KEPT = 7, 5, 6
+NORM_BYTES = 16  # of a layer's two norms, which compute in float32, per token and hidden dimension
+LOGIT_BYTES = 12  # per token and piece of the vocabulary: in the model's format, cut, in float32, as log-softmax
+BASIS_COPIES = 6  # of the retain gradients while a subspace is made anew: old, new, raw, and in double precision
+VECTORS = 5  # of the adapter's length beside its values: gradient, its copy, before and after a step
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model with its adapter decides the memory. Counts of numbers, unless it says bytes."""
+
+    weights: int
+    buffers: int  # bytes: they have a format of their own
+    adapter: int
+    linear: int  # of the weights, those in layers that 4 bits shrink
+    layers: int
+    hidden: int
+    inner: int  # width inside of the feed-forward part, for one token
+    queries: int  # width of queries, keys and values together
+    vocabulary: int
+    limit: int
+    adapted: int  # layers that carry the adapter
+    modules: tuple[str, ...]  # their kinds
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes. `activations` as the run is set; `with_checkpointing` is what they would be by computing them again."""
+
+    weights: int
+    adapter: int
+    optimizer: int
+    gradients: int  # the adapter's own, and the retained ones that span the subspace
+    activations: int
+    with_checkpointing: int
+
+    @property
+    def fixed(self) -> int:
+        """What the run takes however short its texts are."""
+        return self.weights + self.adapter + self.optimizer + self.gradients
+
+    @property
+    def total(self) -> int:
+        return self.fixed + self.activations
+
+
+def shape_of(model: PreTrainedModel, adapter: int, layers: Sequence[str]) -> Shape:
+    """Of a model, which may be a skeleton. `adapter`: its numbers; `layers`: the names of those that it is put on."""
+    config = model.config.get_text_config()
+    output = model.get_output_embeddings()
+    linear = [layer for layer in linear_layers(model).values() if layer is not output]
+
+    def number(*names: str, default: int) -> int:
+        found = (getattr(config, name, None) for name in names)
+        return next((int(value) for value in found if isinstance(value, int) and value > 0), default)
+
+    hidden = number("hidden_size", "n_embd", "d_model", default=1)
+    heads = number("num_attention_heads", "n_head", "n_heads", default=1)
+    width = number("head_dim", default=hidden // heads)
+    shared = number("num_key_value_heads", default=heads)
+    at_once = number("num_experts_per_tok", default=1)
+    return Shape(
+        weights=sum(p.numel() for p in model.parameters()),
+        buffers=sum(b.numel() * b.element_size() for b in model.buffers()),
+        adapter=adapter,
+        linear=sum(layer.weight.numel() for layer in linear if isinstance(layer.weight, torch.Tensor)),
+        layers=number("num_hidden_layers", "n_layer", "n_layers", default=1),
+        hidden=hidden,
+        inner=at_once * number("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size", default=4 * hidden),
+        queries=width * (heads + 2 * shared),
+        vocabulary=number("vocab_size", default=1),
+        limit=context_limit(model.config),
+        adapted=len(layers),
+        modules=tuple(sorted({kind(name) for name in layers})),
+    )
+
+
+def estimate(
+    shape: Shape,
+    *,
+    bytes_per_weight: int = 4,
+    four_bit: bool = False,
+    optimizer: str = "adamw",
+    momentum: bool = False,
+    directions: int = 0,
+    step_tokens: int = 0,
+    measured_tokens: int = 0,
+    pass_tokens: int = PASS_TOKENS,
+    checkpointing: bool = False,
+) -> Estimate:
+    """Bytes of each part. `directions`: rows of the subspace; `step_tokens`: read with gradients in one
+    step; `measured_tokens`: read without, pass after pass.
+
+    Weights, adapter and optimizer are exact; activations are those that autograd keeps until the backward pass (all
+    passes of a step together), by counts that were measured.
+    """
+    size = bytes_per_weight
+    weights = shape.weights * size + shape.buffers
+    if four_bit:
+        weights = int((shape.weights - shape.linear) * size + shape.linear * FOUR_BITS + shape.buffers)
+    kept = {"adamw": 2 * shape.adapter * 4 + 4, "sgd": shape.adapter * 4 if momentum else 0}[optimizer]
+    gradients = VECTORS * shape.adapter * 4 + BASIS_COPIES * directions * shape.adapter * 4
+    a_layer = (
+        size * (HIDDEN_KEPT * shape.hidden + INNER_KEPT * shape.inner + QUERIES_KEPT * shape.queries)
+        + NORM_BYTES * shape.hidden
+    )
+    a_pass = min(step_tokens, pass_tokens)
+    logits = LOGIT_BYTES * step_tokens * shape.vocabulary + 8 * a_pass * shape.vocabulary
+    measuring = LOGIT_BYTES * min(measured_tokens, pass_tokens) * shape.vocabulary
+    plain = max(measuring, step_tokens * shape.layers * a_layer + logits)
+    again = max(measuring, step_tokens * shape.layers * shape.hidden * size + a_pass * a_layer + logits)
+    return Estimate(weights, shape.adapter * 4, kept, gradients, again if checkpointing else plain, again)
+
+
+def estimate_for(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: Lengths | None = None) -> Estimate:
+    """Of a run. `lengths`: tokens of every window of each set; while they are not known, the longest there may be."""
+    rail, schedule, settings = config.guard_rail, config.schedule, config.optimizer
+    longest = min(shape.limit, config.data.window_tokens)
+    samples = 0 if rail.kind == "none" else rail.batches * rail.batch_size
+    directions = min(samples, rail.groups) if rail.rows == "group" else samples
+
+    def most(name: str, count: int) -> int:
+        """Tokens of the `count` longest windows of a set; a small set is gone through again."""
+        found = sorted(lengths.get(name, ()), reverse=True) if lengths is not None else [longest]
+        return sum(found[i % len(found)] for i in range(count)) if found else 0
+
+    weighed = [name for name in ("retain", "neighbour") if getattr(config.method, f"{name}_weight", 0)]
+    step = sum(most(name, schedule.batch_size) for name in ("forget", *weighed))
+    row = most("retain", -(-samples // directions)) if directions else 0  # samples behind one direction, together
+    return estimate(
+        shape,
+        bytes_per_weight=dtype.itemsize,
+        four_bit=config.model.four_bit,
+        optimizer=settings.name,
+        momentum=settings.momentum > 0,
+        directions=directions,
+        step_tokens=max(step, row),
+        measured_tokens=MEASURED_WINDOWS * longest if lengths is None else sum(map(sum, lengths.values())),
+        checkpointing=config.model.gradient_checkpointing,
+    )
+
+
+def adapter_of(config: RunConfig, model: PreTrainedModel) -> tuple[int, list[str]]:
+    """How many numbers the run's adapter has, and the layers that it is put on. Raises ConfigError as loading does."""
+    if not config.model.adapter:
+        layers = chosen_layers(model, config.lora.modules)
+        shapes = [layer.weight.shape for layer in layers.values() if isinstance(layer.weight, torch.Tensor)]
+        return config.lora.rank * sum(map(sum, shapes)), list(layers)
+    folder = Path(config.model.adapter).expanduser()
+    adapter_settings(folder)
+    with safe_open(folder / ADAPTER, "pt") as file:
+        sizes = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return sum(sizes.values()), [name.partition(".lora_B")[0] for name in sizes if ".lora_B" in name]
+
+
+# ------------------------------------------------------------------------------------------ what the device has
+
+
+def available(device: str, spread: bool = False) -> int | None:
+    """Free bytes of a device (of all GPUs together where the model is spread); None where nobody can tell."""
+    if device == "cuda":
+        return sum(torch.cuda.mem_get_info(n)[0] for n in range(torch.cuda.device_count() if spread else 1))
+    if device == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    found = [free for free in (_free_of_the_machine(), _free_of_the_container()) if free is not None]
+    return min(found, default=None)
+
+
+def _free_of_the_machine() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:  # no Linux: what there is, since nothing tells what is free
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _free_of_the_container(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Under a container's limit; files that are only cached are given back when memory is wanted."""
+    try:
+        limit, used = int((root / "memory.max").read_text()), int((root / "memory.current").read_text())
+        stat = dict(line.split() for line in (root / "memory.stat").read_text().splitlines())
+        return limit - used + int(stat.get("inactive_file", 0))
+    except (OSError, ValueError):  # no limit is written as the word max
+        return None
+
+
+# ------------------------------------------------------------------------------------------------- does it fit
+
+
+def check(need: int, found: Estimate, config: RunConfig, device: str, free: int | None) -> None:
+    """Raises ConfigError where `need` bytes are more than are free, with both numbers and what to change."""
+    if free is None or need <= free:
+        return
+    ways = ways_out(found, config, device)
+    raise ConfigError(
+        f"The run needs about {gigabytes(need)} of memory on {device} and {gigabytes(free)} are free "
+        f"({parts(found)}). Try {', '.join(ways[:-1])}{' or ' if len(ways) > 1 else ''}{ways[-1]}."
+    )
+
+
+def ways_out(found: Estimate, config: RunConfig, device: str) -> list[str]:
+    """What would take less, the largest part first."""
+    model, ways = config.model, {}
+    if model.dtype != "float16" and dtype_of(model, device) == torch.float32:
+        ways["model.dtype = bfloat16"] = found.weights // 2
+    if not model.four_bit and device == "cuda":
+        ways["model.four_bit = true"] = found.weights // 2
+    if not model.gradient_checkpointing:
+        ways["model.gradient_checkpointing = true"] = found.activations - found.with_checkpointing
+    if config.schedule.batch_size > 1:
+        ways["a smaller schedule.batch_size"] = found.activations // 2
+    ways["a smaller data.window_tokens"] = found.activations // 2 - 1
+    ways["fewer guard_rail.groups" if config.guard_rail.rows == "group" else "fewer guard_rail.batches"] = (
+        found.gradients // 2
+    )
+    ways["a smaller lora.rank"] = (found.fixed - found.weights) // 2
+    best = sorted(ways, key=lambda way: -ways[way])
+    return best[:4] if ways[best[0]] * 4 > found.weights else [*best[:3], "a smaller model"]
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def parts(found: Estimate) -> str:
+    names = ("weights", "adapter", "optimizer", "gradients", "activations")
+    return ", ".join(f"{name} {gigabytes(getattr(found, name))}" for name in names)
+
+
+def shape_for(config: RunConfig, folder: Path) -> Shape:
+    """Of the model in a folder with the run's adapter, without loading it. Raises ConfigError as loading does."""
+    with named(config.model.source):
+        model = skeleton(folder)
+    return shape_of(model, *adapter_of(config, model))
+
+
+def check_before_loading(config: RunConfig, folder: Path) -> Shape:
+    """Raises ConfigError where the model and what is kept for it do not fit, however short the texts are."""
+    device, shape = device_of(config.model), shape_for(config, folder)
+    found = estimate_for(config, shape, dtype_of(config.model, device))
+    check(found.fixed, found, config, device, available(device, config.model.spread))
+    return shape
+
+
+def check_step(config: RunConfig, shape: Shape, windows: Windows) -> None:
+    """Raises ConfigError where the longest windows that a step may meet do not fit beside the loaded model."""
+    device = device_of(config.model)
+    lengths = {name: [len(window) for window in found] for name, found in windows.sets().items()}
+    found = estimate_for(config, shape, dtype_of(config.model, device), lengths)
+    loaded = found.weights + found.adapter
+    check(found.total - loaded, found, config, device, available(device, config.model.spread))
+
+
+def describe(config: RunConfig) -> dict[str, Any]:
+    """Plain values for a page or a terminal, from the model's shapes alone. Raises ConfigError as loading does."""
+    device = device_of(config.model)
+    shape, dtype = shape_for(config, folder_of(config.model)), dtype_of(config.model, device)
+    found, free = estimate_for(config, shape, dtype), available(device, config.model.spread)
+    return {
+        "device": device,
+        "dtype": str(dtype).removeprefix("torch."),
+        "parameters": shape.weights,
+        "trainable_parameters": shape.adapter,
+        "modules": list(shape.modules),
+        "adapted_layers": shape.adapted,
+        "limit": shape.limit,
+        "bytes": {**asdict(found), "total": found.total},
+        "free": free,
+        "fits": free is None or found.total <= free,
+        "sentence": f"About {gigabytes(found.total)} of memory at most ({parts(found)})"
+        + (f"; {gigabytes(free)} are free on {device}." if free is not None else "."),
+    }
