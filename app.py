@@ -6,6 +6,7 @@ import atexit
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import streamlit as st
 from pages.parts import kept
 from pages.parts.page import PAGES
 from storage import RunStore, StoreError, export
+from unlearn_core.scout import Scout
 from unlearn_core.worker import Worker
 
 ROOT = Path(__file__).parent
+CACHE = "seek"  # folder of the home: what was found in texts, by their content
 
 
 def open_unlearner(*args: Any, **kwargs: Any) -> Any:
@@ -27,25 +30,45 @@ def open_unlearner(*args: Any, **kwargs: Any) -> Any:
     return opened(*args, **kwargs)
 
 
+def inspector(store: RunStore) -> Callable[..., dict[str, Any]]:
+    """Looks into texts before a run. Called in the scout's thread only."""
+
+    def inspect(config: dict[str, Any], report: Callable[[Any], None]) -> dict[str, Any]:
+        from unlearn_core.inspection import inspect as inspected
+
+        found = inspected(config, report, store.home / CACHE)
+        measured = store.step_seconds_like(config)
+        return {**found, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else found
+
+    return inspect
+
+
 def opened(home: str) -> RunStore:
-    """The one store of this process, with the one worker started; kept outside the caches, which can be cleared."""
+    """The one store of this process, with worker and scout started; kept outside the caches, which can be cleared."""
     with kept.lock:
         if kept.things.get("home") != home:
             close()
             store = RunStore(home)
-            kept.things.update(home=home, store=store, worker=None)
+            kept.things.update(home=home, store=store, worker=None, scout=None)
         store = kept.things["store"]
         worker = kept.things["worker"]
         if not store.read_only and (worker is None or not worker.alive):
-            kept.things["worker"] = worker = Worker(store, open_unlearner)
+            kept.things["worker"] = worker = Worker(store, partial(open_unlearner, cache=store.home / CACHE))
             worker.start()
+        scout = kept.things["scout"]
+        if not store.read_only and (scout is None or not scout.alive):
+            kept.things["scout"] = scout = Scout(store, inspector(store))
+            scout.start()
     return store
 
 
 def close() -> None:
-    """Stops the worker (a live run is saved whole first) and closes the store."""
+    """Stops scout and worker (a live run is saved whole first) and closes the store."""
     worker, store = kept.things.pop("worker", None), kept.things.pop("store", None)
+    scout = kept.things.pop("scout", None)
     kept.things.pop("home", None)
+    if scout is not None:
+        scout.stop()
     if worker is not None:
         worker.stop()
     if store is not None:

@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from unlearn_core.worker import Worker
 
 TICK_SECONDS = 0.1
+CACHE = "seek"  # folder of the home: what was found in texts, by their content
 
 
 class Trouble(logging.Handler):
@@ -106,14 +108,14 @@ def read_config(args: argparse.Namespace, look: bool = True) -> RunConfig:
     return config
 
 
-def open_run(config: Mapping[str, Any], report: Callable[[str], None]) -> Any:
+def open_run(config: Mapping[str, Any], report: Callable[[str], None], cache: Path | None = None) -> Any:
     """What the worker is given; PyTorch is imported here, in the worker's thread."""
     from transformers.utils import logging as transformers_logging
 
     from unlearn_core.engine import open_unlearner
 
     transformers_logging.disable_progress_bar()  # the line on the screen is ours
-    return open_unlearner(config, report)
+    return open_unlearner(config, report, cache)
 
 
 # ------------------------------------------------------------------------------------------- driving in this process
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 
     config = read_config(args)
     with opened(args, writing=True) as store:
-        worker = Worker(store, open_run)
+        worker = Worker(store, partial(open_run, cache=store.home / CACHE))
         with ended_softly(worker) as caught:
             worker.only = store.create_run(
                 name=config.name,
@@ -149,7 +151,7 @@ def resume(args: argparse.Namespace, store: RunStore) -> int:
         return steer(args, store, found, "resume", {})
     if driven(found) or found["status"] == "finished":
         raise BadInput(f"{title(found)} is {found['status']}; there is nothing to resume.")
-    worker = Worker(store, open_run, only=found["id"], resume=True)
+    worker = Worker(store, partial(open_run, cache=store.home / CACHE), only=found["id"], resume=True)
     with ended_softly(worker) as caught:
         return drive(args, store, worker, caught)
 
@@ -275,7 +277,7 @@ def windows(args: argparse.Namespace) -> int:
             config.seed,
             chat=config.model.chat_template,
             report=reading.tell,
-            cache=home / "seek",
+            cache=home / CACHE,
         )
     finally:
         reading.line.clear()

@@ -6,6 +6,7 @@ import json
 import secrets
 import shutil
 import sqlite3
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from storage.leases import Leases, is_live
 from storage.prompts import Prompts, insert_prompt
 from storage.steps import Steps, check_status
 
+FEWEST_STEPS = 5  # of a run that tells how long a step takes
 DECODED = ("config", "provenance", "tags")
 
 
@@ -127,6 +129,22 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
             if event is not None:
                 step = conn.execute("SELECT last_step FROM runs WHERE id = ?", (run_id,)).fetchone()[0]
                 insert_event(conn, run_id, step, event, payload)
+
+    def step_seconds_like(self, config: Mapping[str, Any]) -> tuple[float, str] | None:
+        """What a step took, in seconds, in the newest run that costs the same, and which run that was; None without."""
+        cost = ("model", "lora", "method", "guard_rail", "schedule")
+
+        def alike(run: Mapping[str, Any]) -> bool:
+            return all(run["config"].get(part) == config.get(part) for part in cost)
+
+        run = next((run for run in self.runs() if run["last_step"] >= FEWEST_STEPS and alike(run)), None)
+        if run is None:
+            return None
+        with self.read() as conn:
+            rows = conn.execute(
+                "SELECT value FROM points WHERE run_id = ? AND name = 'step_seconds' AND step > 0", (run["id"],)
+            )
+            return statistics.median(row[0] for row in rows), f"as in the run “{run['name']}”"
 
     def set_provenance(self, run_id: str, provenance: Mapping[str, Any]) -> None:
         """Add these keys to the run's provenance; a key that was there gets the new value."""

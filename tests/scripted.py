@@ -54,6 +54,9 @@ class Session:
     def __init__(self, script: Script, label: str) -> None:
         self.script, self.label, self.step_number = script, label, 0
 
+    def read_texts(self) -> None:
+        pass
+
     def measure_baseline(self) -> Any:
         return SimpleNamespace(step=0, values={"forget_loss": 1.0, "retain_loss": 2.0}, verdict=None, applied=True)
 

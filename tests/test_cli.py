@@ -420,6 +420,9 @@ class Stuck:
     def judge(self, record: SimpleNamespace, answers: Any = ()) -> Any:
         return record.verdict
 
+    def read_texts(self) -> None:
+        pass
+
     def measure_baseline(self) -> SimpleNamespace:
         return SimpleNamespace(values={"forget_loss": 0.5})
 

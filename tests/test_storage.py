@@ -125,6 +125,21 @@ def test_runs_come_newest_first_and_change_by_name_notes_provenance_and_status(s
         store.rename("nothing!", "x")
 
 
+def test_how_long_a_step_takes_is_told_by_the_newest_run_that_costs_the_same(store: RunStore) -> None:
+    config = {"model": {"source": "a"}, "schedule": {"batch_size": 2}, "data": {"target": "x"}}
+    assert store.step_seconds_like(config) is None
+    slow, quick = new_run(store, "slow", config=config), new_run(store, "quick", config=config)
+    other = new_run(store, "other", config={**config, "model": {"source": "b"}})
+    for run_id, seconds in ((slow, 9.0), (quick, 0.5), (other, 3.0)):
+        for step in range(6):
+            store.append_step(run_id, step, points={"step_seconds": seconds if step != 1 else 100.0})
+    found = store.step_seconds_like({**config, "data": {"target": "y"}})
+    assert found is not None and found[0] == 0.5 and "quick" in found[1]
+    new_run(store, "young", config=config)  # it has taken no step yet
+    assert store.step_seconds_like(config) == found
+    assert store.step_seconds_like({**config, "schedule": {"batch_size": 3}}) is None
+
+
 def test_a_run_is_found_by_id_by_its_beginning_and_by_name_and_an_ambiguous_word_names_the_choices(
     store: RunStore,
 ) -> None:

@@ -97,6 +97,7 @@ class Drive:
         report("importing PyTorch")
         checkpoint = self._whole_checkpoint() if resume else None
         self.session = self.worker.opener(self.config, report)
+        self.session.read_texts()
         gc.collect()
         gc.freeze()  # Streamlit collects after every rerun, and would walk all that torch imported each time
         if checkpoint:

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from unlearn_core.models import (
 )
 from unlearn_core.prompting import encode_prompt, uses_template
 from unlearn_core.sampling import Response, answer
+from unlearn_core.seek import Progress
 from unlearn_core.subspace import RetainSubspace, removed_share
 from unlearn_core.windows import Window, Windows, make_windows
 
@@ -80,6 +82,7 @@ class Unlearner:
     subspace: RetainSubspace | None = None
     baseline: dict[str, float] = field(default_factory=dict)
     guard: Guard | None = None
+    cache: Path | None = None  # folder in which what was found in texts is kept by their content
 
     def __post_init__(self) -> None:
         config = self.config
@@ -87,14 +90,36 @@ class Unlearner:
         self.loaded = load_model(config.model, config.lora, config.seed, self._fits, self.report)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
         self.device = self.model.device
-        self.report("reading the corpus")
-        self.windows: Windows = make_windows(config.data, self.tokenizer, self.loaded.limit, config.seed)
-        check_step(config, self.shape, self.windows)
         self.adapter = AdapterVector(self.model)
         self.reference = Reference(self.model, self.loaded.start)
         self.optimizer = self._new_optimizer()
-        self.evaluation = EvaluationWindows(self.windows, self.pad_id, self.device)
         self._before: dict[str, Answer] = {}
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The run's texts, read when they are first wanted: only to answer a question, they never are."""
+        self.report("reading the corpus")
+        limit, chat = self.loaded.limit, self.chat
+        found = make_windows(
+            self.config.data, self.tokenizer, limit, self.config.seed, chat=chat, report=self._read, cache=self.cache
+        )
+        check_step(self.config, self.shape, found)
+        return found
+
+    def read_texts(self) -> None:
+        """Reads what a run needs and a question does not, with progress; else that comes with the first measurement."""
+        assert self.windows
+
+    @cached_property
+    def evaluation(self) -> EvaluationWindows:
+        """Those of them that every measurement reads."""
+        return EvaluationWindows(self.windows, self.pad_id, self.device)
+
+    def _read(self, progress: Progress) -> None:
+        """How far the reading is, in words; `report` may raise to end it."""
+        share = f"{progress.bytes_read / progress.bytes_total:.0%}, " if progress.bytes_total else ""
+        left = f", about {progress.seconds_left:.0f} s left" if progress.seconds_left else ""
+        self.report(f"reading the corpus: {share}{progress.hits:,} found{left}")
 
     def _fits(self, folder: Path) -> None:
         self.shape = check_before_loading(self.config, folder)
@@ -441,7 +466,7 @@ class Unlearner:
             self.adapter.scatter()
 
 
-def open_unlearner(config: Mapping[str, Any], report: Callable[[str], None]) -> Unlearner:
+def open_unlearner(config: Mapping[str, Any], report: Callable[[str], None], cache: Path | None = None) -> Unlearner:
     """What the worker is given: the run that a config describes, one core left free for the page."""
     torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
-    return Unlearner(RunConfig.from_dict(config), report)
+    return Unlearner(RunConfig.from_dict(config), report, cache=cache)
