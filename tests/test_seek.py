@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import html
 import itertools
 import json
 import os
@@ -312,3 +314,27 @@ def test_a_name_in_a_book_is_found_as_often_as_it_stands_there(name, word):
     found, _ = seek(DataSettings(target=word, forget=(path,), retain=(path,)), 0)
     assert found.occurrences == Path(path).read_text(encoding="utf-8-sig").lower().count(word.lower())
     assert found.retain and found.holdout and found.neighbour
+
+
+@pytest.mark.parametrize("word", ["platypus", "chlorophyll", "Aristophanes", "zeppelin"])
+def test_a_rare_word_of_a_dump_is_found_where_it_stands_in_article_text(word):
+    """In the text of the articles, and as often: a plain search through all of the dump names no other pages."""
+    path = data_file("mediawiki/enwiki_206_pages.xml.bz2")
+    with bz2.open(path, "rt", encoding="utf-8") as dump:
+        raw = dump.read()
+    if word.lower() not in raw.lower():
+        pytest.skip("not in this dump")
+    places = {
+        page.split("<title>")[1].split("</title>")[0]
+        for page in raw.split("<page>")[1:]
+        if word.lower() in page.lower()
+    }
+    data = DataSettings(target=word, forget=(path,), retain=(path,), whole_word=False)
+    sweep = module._Sweep(data, Target(data), 0, lambda progress: None)
+    shown: Counter[str] = Counter()
+    for document in module.documents([path], data):
+        shown[document.place] += document.text.lower().count(word.lower())
+        sweep._meet(document, True, False)
+    found = Counter(m.place for _, p in sweep.passages.kept for m in p.occurrences)
+    assert found == +shown
+    assert {place.removeprefix("page ") for place in found} <= {html.unescape(place) for place in places}

@@ -129,7 +129,20 @@ def test_what_is_found_is_never_ruled_out_by_the_prefilter(form, kind):
     assert hits > 500
 
 
-MARKS = ("'''", "''", "[[x|", "]]", "<b>", "</b>", "<!-- no -->", "{{lang|en}}", "<ref>s</ref>", "&shy;", "__TOC__")
+MARKS = (
+    "'''",
+    "''",
+    "[[x|",
+    "]]",
+    "<b>",
+    "</b>",
+    "<!-- no -->",
+    "{{lang|en}}",
+    "<ref>s</ref>",
+    "&shy;",
+    "__TOC__",
+    "[http://x.org/s ",
+)
 
 
 @pytest.mark.parametrize("whole", [True, False])

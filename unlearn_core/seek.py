@@ -224,7 +224,8 @@ class _Sweep:
         self.report(Progress(read, total, self.hits, seconds, left))
 
     def _meet(self, document: Document, forget: bool, retain: bool) -> None:
-        if not self.continued:
+        begins = not self.continued
+        if begins:
             self.document += 1
             self.ordinal[document.source] = self.ordinal.get(document.source, 0) + 1
             self.part, self.last_line = 0, 0
@@ -232,7 +233,7 @@ class _Sweep:
         self.last_line, self.continued = document.first_line, document.continues
         clean = False
         if forget:
-            self.looked += not self.part
+            self.looked += begins
             self._sample(document.raw)
             clean = not (self._everything(document) if self.data.everything else self._forget(document))
             if self.data.everything or self.data.where:
@@ -262,7 +263,7 @@ class _Sweep:
                 marks = tuple(
                     Occurrence(self._id(document, 0, start), start, end, place) for (start, end), place in found
                 )
-                self._pass_on(document, text, document.first_line, document.first_line, marks)
+                self._add(self._passage_of(document, text, document.first_line, document.first_line, marks))
             return bool(hits)
         if hits or self.seam.open:
             if not text:
@@ -297,34 +298,46 @@ class _Sweep:
         return rows, spans
 
     def _emit(self, document: Document, found: Iterable[tuple[list[Row], list[Span]]]) -> None:
-        """Passages of lines, as passages of text; one that is longer than any window is cut between occurrences."""
         for rows, spans in found:
-            starts = [0, *itertools.accumulate(len(line) + 1 for _, line in rows)]
-            text = "\n".join(line for _, line in rows)
-            marks = [
-                Occurrence(
-                    self._id(document, rows[span.row][0], span.column),
-                    starts[span.row] + span.column,
-                    starts[span.last] + span.end,
-                    self._place(document, rows[span.row][0]),
-                )
-                for span in spans
-            ]
-            for start, end, inside in _reaches(text, marks, self.reach):
-                first, last = (bisect_right(starts, at) - 1 for at in (start, max(start, end - 1)))
-                moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
-                first_line, last_line = rows[first][0], rows[min(last, len(rows) - 1)][0]
-                self._pass_on(document, text[start:end], first_line, last_line, moved)
+            if sum(len(line) + 1 for _, line in rows) <= 4 * self.reach:  # one passage, made only if it is drawn
+                self.met += 1
+                self.passages.offer(1, lambda _: (self.met, self._built(document, rows, spans)[0]))  # noqa: B023
+            else:
+                for passage in self._built(document, rows, spans):
+                    self._add(passage)
 
-    def _pass_on(
+    def _built(self, document: Document, rows: list[Row], spans: list[Span]) -> list[Passage]:
+        """Rows as a passage of text; what is longer than any window is cut between occurrences."""
+        starts = [0, *itertools.accumulate(len(line) + 1 for _, line in rows)]
+        text = "\n".join(line for _, line in rows)
+        marks = [
+            Occurrence(
+                self._id(document, rows[span.row][0], span.column),
+                starts[span.row] + span.column,
+                starts[span.last] + span.end,
+                self._place(document, rows[span.row][0]),
+            )
+            for span in spans
+        ]
+        made = []
+        for start, end, inside in _reaches(text, marks, self.reach):
+            first, last = (bisect_right(starts, at) - 1 for at in (start, max(start, end - 1)))
+            moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
+            lines = rows[first][0], rows[min(last, len(rows) - 1)][0]
+            made.append(self._passage_of(document, text[start:end], *lines, moved))
+        return made
+
+    def _passage_of(
         self, document: Document, text: str, first: int, last: int, marks: tuple[Occurrence, ...], whole: bool = True
-    ) -> None:
-        self.met += 1
+    ) -> Passage:
         place = document.place or document.topic or (f"line {first}" if first == last else f"lines {first} to {last}")
-        passage = Passage(
+        return Passage(
             text, document.source, place, "", document.topic, document.group, document.turns, whole, self.document,
             first, last, marks,
         )  # fmt: skip
+
+    def _add(self, passage: Passage) -> None:
+        self.met += 1
         self.passages.offer(1, lambda _: (self.met, passage))
 
     def _everything(self, document: Document) -> bool:
@@ -339,7 +352,7 @@ class _Sweep:
             place = self._place(document, first)
             whole = last == found[-1][1] and not document.continues
             mark = Occurrence(self._id(document, first, 0), 0, 0, place)
-            self._pass_on(document, block, first, last, (mark,), whole)
+            self._add(self._passage_of(document, block, first, last, (mark,), whole))
             self.forgotten.add(hash(block.encode()))
         return True
 

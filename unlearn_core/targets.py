@@ -23,8 +23,9 @@ DISGUISED = {
     ";": (b"\xcd\xbe",),
     "`": (b"\xe1\xbf\xaf",),
 }
-MARKUP = rb"[<>{}\[\]|&'_-]"  # what may stand inside a word of a text with markup
-LETTER_BY_NUMBER = regex.compile(rb"&(?:amp;)?#0*(?:[4-9]\d|1[012]\d|x0*[2-7][0-9a-f]);", regex.IGNORECASE)
+MARKUP = "[<>{}\\[\\]|&;'_-]"  # what may stand inside a word of a text with markup
+LABEL = r"\[[^\s\]]+ "  # what may stand there, too: the address of a link
+WHOLE = 12  # letters of a word that are enough to be rare
 SECONDS_A_TEXT = 5.0  # the longest that a pattern may think about one text
 SECONDS_TO_JUDGE, SLOWEST = 10.0, 200_000  # after so many seconds it must have read so many characters in each
 
@@ -123,39 +124,55 @@ class Target:
             for disguise in self._disguises:
                 if disguise in raw:
                     return True
-        if any(wanted.search(raw) for wanted in filters):
-            return True
-        return markup and LETTER_BY_NUMBER.search(raw) is not None
+        return any(all(part.search(raw) for part in wanted) for wanted in filters)
 
-    def _prefilters(self) -> dict[bool, list[Any] | None]:
-        """Patterns on bytes, without markup and with, one of which is in every text with the target; None: none is."""
+    def _prefilters(self) -> dict[bool, list[tuple[Any, ...]] | None]:
+        """Patterns on bytes, without markup and with: of every text with the target, all of a tuple find something.
+
+        None: nothing tells.
+        """
         pieces: list[str] = []
-        inside: list[Any] = []
+        inside: list[tuple[Any, ...]] = []
         for text in self.spellings:
             literal = required_literal(text) if self.is_pattern else longest(re.findall(r"[\x01-\x7f]+", text))
             if not literal:
                 return {False: None, True: None}
             pieces.append(literal)
             word = longest(re.findall(r"[A-Za-z0-9]+", literal))
-            inside.append(self._in_markup(text, word) if word else None)
+            inside.append(self._in_markup(text, word) if word else ())
         self._disguises = sorted({b for piece in pieces for sign in piece.lower() for b in DISGUISED.get(sign, ())})
-        plain = [regex.compile(regex.escape(piece.encode()), self._byte_flags()) for piece in pieces]
+        plain = [(regex.compile(regex.escape(piece.encode()), self._byte_flags()),) for piece in pieces]
         return {False: plain, True: inside if all(inside) else None}
 
     def _byte_flags(self) -> int:
         return regex.IGNORECASE if self.ignore_case or self.is_pattern else 0
 
-    def _in_markup(self, text: str, word: str) -> Any:
-        """The word, or a beginning of it that markup follows: what may go on behind the markup is not looked into."""
-        word = word[:12]  # enough to be rare
-        starts = ""
-        for letter in reversed(word[1:]):
-            starts = f"(?:{letter}{starts})?"
+    def _in_markup(self, text: str, word: str) -> tuple[Any, ...]:
+        """The word, or a beginning of it that markup follows and an end of it that markup comes before.
+
+        What may go on behind the markup is not looked into. A letter may be written by its number, too.
+        """
         place = text.find(word)
-        begins = self.whole_word if place == 0 else text[place - 1].isascii()
-        bound = rb"(?<![A-Za-z0-9\x80-\xff])" if begins and not self.is_pattern else b""
-        head = bound + word[0].encode() + starts.encode() + MARKUP
-        return regex.compile(regex.escape(word.encode()) + b"|" + head, self._byte_flags())
+        begins = ends = False  # of a pattern's literal, nobody knows what it stands beside
+        if not self.is_pattern:
+            after = text[place + len(word) :]
+            begins = text[place - 1].isascii() if place else self.whole_word
+            ends = after[0].isascii() if after else self.whole_word
+        first, last = word[:WHOLE], word[-WHOLE:]
+        starts = stops = ""
+        for letter in reversed(first[1:]):
+            starts = f"(?:{letter}{starts})?"
+        for letter in last[:-1]:
+            stops = f"(?:{stops}{letter})?"
+        head = (r"(?<![A-Za-z0-9\x80-\xff])" if begins else "") + first[0] + starts + MARKUP
+        tail = f"(?:{MARKUP}|{LABEL})" + stops + last[-1] + (r"(?![A-Za-z0-9\x80-\xff])" if ends else "")
+        codes = {ord(form) for letter in word for form in (letter.lower(), letter.upper())}
+        numbers = "|".join(f"{code}|x0*{code:x}" for code in sorted(codes))
+        written = f"(?i:&(?:amp;)?#0*(?:{numbers});)"
+        return tuple(
+            regex.compile(f"{known}|{part}|{written}".encode(), self._byte_flags())
+            for known, part in ((first, head), (last, tail))
+        )
 
 
 def bounded(pattern: str) -> str:
