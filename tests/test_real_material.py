@@ -126,6 +126,7 @@ def test_tofu_pairs_are_forgotten_whole_with_the_loss_on_the_answers(tmp_path):
         "everything": True,
         "forget": [str(TOFU / "forget05.json")],
         "retain": [str(TOFU / "retain95.json")],
+        "window_tokens": 512,
     }
     file = run_file(tmp_path, "TinyStories-656K", **everything)
     found = json.loads(cli("windows", file, "--json").stdout)
@@ -133,8 +134,11 @@ def test_tofu_pairs_are_forgotten_whole_with_the_loss_on_the_answers(tmp_path):
     assert found["sets"]["forget"]["windows"] == len({(pair["question"], pair["answer"]) for pair in pairs}) == 200
     answers = {" ".join(pair["answer"].split()) for pair in pairs}
     forget = [window for window in found["windows"] if window["set"] == "forget"]
-    whole = [window for window in forget if " ".join(window["trained"].split()) in answers]
-    assert len(whole) >= 0.9 * len(forget)  # the rest are longer than a window
+    # As the model reads them, with their end; a sign that its tokenizer does not know is shown as it sees it.
+    said = [window["trained"].removesuffix("<|end_story|>") for window in forget]
+    known = [" ".join(text.split()) for text in said if "<unk>" not in text]
+    assert len(known) > 50 and all(window["trained"].endswith("<|end_story|>") for window in forget)
+    assert set(known) <= answers
     kept = {window["trained"] for window in found["windows"] if window["set"] in ("retain", "holdout")}
     assert kept and not kept & {window["trained"] for window in forget}
     done = cli("run", file, "--home", tmp_path / "home")
