@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_MAPPING
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -127,6 +127,16 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     if start not in STARTS:
         raise ConfigError(f"{name}; it was started by {start!r}, which changes the base weights: merge it into them.")
     return {key: given[key] for key in TAKEN if given.get(key) is not None}
+
+
+def adapter_shapes(folder: Path) -> dict[str, list[int]]:
+    """The shapes of a saved adapter's tensors, from the file's header. Raises ConfigError where it cannot be read."""
+    adapter_settings(folder)
+    try:
+        with safe_open(folder / ADAPTER, "pt") as file:
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.adapter is {str(folder)!r}; {ADAPTER} is damaged ({error}).") from None
 
 
 def _continued(base: PreTrainedModel, folder: Path, dropout: float) -> PeftModel:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from torch import nn
 
-from unlearn_core.adapters import ADAPTER, adapter_settings, chosen_layers, kind, linear_layers
+from unlearn_core.adapters import adapter_shapes, chosen_layers, kind, linear_layers
 from unlearn_core.config import ConfigError, RunConfig
 from unlearn_core.loading import context_limit, device_of, dtype_of, folder_of, named, skeleton
 
@@ -27,11 +26,25 @@ PASS_TOKENS = 2_048  # in one forward pass, as models.MOST_TOKENS
 MEASURED_WINDOWS = 54  # that an evaluation reads, as evaluation.EVALUATED
 FOUR_BITS = 0.5 + 4 / 64 * 0.25 + 1 / 256  # bytes a weight: nf4, its scales quantised once more
 # Tensors that autograd keeps per token and layer, counted on the architectures of the tests (test_memory.py).
-HIDDEN_KEPT, INNER_KEPT, QUERIES_KEPT = 7, 5, 6
-NORM_BYTES = 16  # of a layer's two norms, which compute in float32, per token and hidden dimension
+HIDDEN_KEPT, INNER_KEPT, QUERIES_KEPT = 4, 4, 2
+SCORES_BYTES = 12  # per token, head and token looked at, where attention is not done by a fused kernel
 LOGIT_BYTES = 12  # per token and piece of the vocabulary: in the model's format, cut, in float32, as log-softmax
 BASIS_COPIES = 6  # of the retain gradients while a subspace is made anew: old, new, raw, and in double precision
 VECTORS = 5  # of the adapter's length beside its values: gradient, its copy, before and after a step
+
+
+class LoraShape(NamedTuple):
+    """Of an adapter on one layer: A is (rank, inputs), B (outputs, rank)."""
+
+    rank: int
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def on(cls, layer: nn.Module, rank: int) -> LoraShape:
+        assert isinstance(layer.weight, torch.Tensor)
+        outputs, inputs = layer.weight.shape if isinstance(layer, nn.Linear) else reversed(layer.weight.shape)
+        return cls(rank, inputs, outputs)
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Shape:
     hidden: int
     inner: int  # width inside of the feed-forward part, for one token
     queries: int  # width of queries, keys and values together
+    heads: int  # whose scores are kept: 0 where attention is done by a fused kernel, which keeps none
+    inputs: int  # width of what goes into the adapted layers, all together
     vocabulary: int
     limit: int
     adapted: int  # layers that carry the adapter
@@ -73,8 +88,8 @@ class Estimate:
         return self.fixed + self.activations
 
 
-def shape_of(model: PreTrainedModel, adapter: int, layers: Sequence[str]) -> Shape:
-    """Of a model, which may be a skeleton. `adapter`: its numbers; `layers`: the names of those that it is put on."""
+def shape_of(model: PreTrainedModel, adapter: Mapping[str, LoraShape]) -> Shape:
+    """Of a model, which may be a skeleton, with an adapter on some of its layers."""
     config = model.config.get_text_config()
     output = model.get_output_embeddings()
     linear = [layer for layer in linear_layers(model).values() if layer is not output]
@@ -88,19 +103,22 @@ def shape_of(model: PreTrainedModel, adapter: int, layers: Sequence[str]) -> Sha
     width = number("head_dim", default=hidden // heads)
     shared = number("num_key_value_heads", default=heads)
     at_once = number("num_experts_per_tok", default=1)
+    unfused = ("attn_logit_softcapping", "attention_dropout", "attn_pdrop", "attn_dropout")
     return Shape(
         weights=sum(p.numel() for p in model.parameters()),
         buffers=sum(b.numel() * b.element_size() for b in model.buffers()),
-        adapter=adapter,
+        adapter=sum(lora.rank * (lora.inputs + lora.outputs) for lora in adapter.values()),
         linear=sum(layer.weight.numel() for layer in linear if isinstance(layer.weight, torch.Tensor)),
         layers=number("num_hidden_layers", "n_layer", "n_layers", default=1),
         hidden=hidden,
         inner=at_once * number("intermediate_size", "n_inner", "ffn_dim", "moe_intermediate_size", default=4 * hidden),
         queries=width * (heads + 2 * shared),
+        heads=heads if any(getattr(config, name, None) for name in unfused) else 0,
+        inputs=sum(lora.inputs for lora in adapter.values()),
         vocabulary=number("vocab_size", default=1),
         limit=context_limit(model.config),
-        adapted=len(layers),
-        modules=tuple(sorted({kind(name) for name in layers})),
+        adapted=len(adapter),
+        modules=tuple(sorted({kind(name) for name in adapter})),
     )
 
 
@@ -114,11 +132,13 @@ def estimate(
     directions: int = 0,
     step_tokens: int = 0,
     measured_tokens: int = 0,
+    window: int = 0,
     pass_tokens: int = PASS_TOKENS,
+    dropout: bool = False,
     checkpointing: bool = False,
 ) -> Estimate:
-    """Bytes of each part. `directions`: rows of the subspace; `step_tokens`: read with gradients in one
-    step; `measured_tokens`: read without, pass after pass.
+    """Bytes of each part. `directions`: rows of the subspace; `step_tokens`: read with gradients in one step;
+    `measured_tokens`: read without, pass after pass; `window`: tokens of the longest text; `dropout`: the adapter's.
 
     Weights, adapter and optimizer are exact; activations are those that autograd keeps until the backward pass (all
     passes of a step together), by counts that were measured.
@@ -129,10 +149,10 @@ def estimate(
         weights = int((shape.weights - shape.linear) * size + shape.linear * FOUR_BITS + shape.buffers)
     kept = {"adamw": 2 * shape.adapter * 4 + 4, "sgd": shape.adapter * 4 if momentum else 0}[optimizer]
     gradients = VECTORS * shape.adapter * 4 + BASIS_COPIES * directions * shape.adapter * 4
-    a_layer = (
-        size * (HIDDEN_KEPT * shape.hidden + INNER_KEPT * shape.inner + QUERIES_KEPT * shape.queries)
-        + NORM_BYTES * shape.hidden
-    )
+    a_layer = size * (HIDDEN_KEPT * shape.hidden + INNER_KEPT * shape.inner + QUERIES_KEPT * shape.queries)
+    a_layer += SCORES_BYTES * shape.heads * window
+    inputs = shape.inputs * ((4 if size < 4 else 0) + (4 if dropout else 0))  # an adapter computes in float32
+    a_layer += inputs // shape.layers
     a_pass = min(step_tokens, pass_tokens)
     logits = LOGIT_BYTES * step_tokens * shape.vocabulary + 8 * a_pass * shape.vocabulary
     measuring = LOGIT_BYTES * min(measured_tokens, pass_tokens) * shape.vocabulary
@@ -164,22 +184,27 @@ def estimate_for(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: L
         momentum=settings.momentum > 0,
         directions=directions,
         step_tokens=max(step, row),
+        window=longest if lengths is None else max(map(max, lengths.values()), default=0),
+        dropout=config.lora.dropout > 0,
         measured_tokens=MEASURED_WINDOWS * longest if lengths is None else sum(map(sum, lengths.values())),
         checkpointing=config.model.gradient_checkpointing,
     )
 
 
-def adapter_of(config: RunConfig, model: PreTrainedModel) -> tuple[int, list[str]]:
-    """How many numbers the run's adapter has, and the layers that it is put on. Raises ConfigError as loading does."""
+def adapter_of(config: RunConfig, model: PreTrainedModel) -> dict[str, LoraShape]:
+    """The layers that the run adapts, and how. Raises ConfigError as loading does."""
     if not config.model.adapter:
-        layers = chosen_layers(model, config.lora.modules)
-        shapes = [layer.weight.shape for layer in layers.values() if isinstance(layer.weight, torch.Tensor)]
-        return config.lora.rank * sum(map(sum, shapes)), list(layers)
+        return {
+            name: LoraShape.on(layer, config.lora.rank)
+            for name, layer in chosen_layers(model, config.lora.modules).items()
+        }
     folder = Path(config.model.adapter).expanduser()
-    adapter_settings(folder)
-    with safe_open(folder / ADAPTER, "pt") as file:
-        sizes = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    return sum(sizes.values()), [name.partition(".lora_B")[0] for name in sizes if ".lora_B" in name]
+    shapes = adapter_shapes(folder)
+    found = {}
+    for name, (rank, inputs) in ((name, shape) for name, shape in shapes.items() if ".lora_A" in name):
+        outputs = shapes.get(name.replace(".lora_A", ".lora_B"), [0])[0]
+        found[name.removeprefix("base_model.model.").partition(".lora_A")[0]] = LoraShape(rank, inputs, outputs)
+    return found
 
 
 # ------------------------------------------------------------------------------------------ what the device has
@@ -264,7 +289,7 @@ def shape_for(config: RunConfig, folder: Path) -> Shape:
     """Of the model in a folder with the run's adapter, without loading it. Raises ConfigError as loading does."""
     with named(config.model.source):
         model = skeleton(folder)
-    return shape_of(model, *adapter_of(config, model))
+    return shape_of(model, adapter_of(config, model))
 
 
 def check_before_loading(config: RunConfig, folder: Path) -> Shape:
