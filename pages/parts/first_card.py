@@ -212,7 +212,9 @@ def _word_and_recipe() -> None:
         disabled=material.value("card_forget_from") != "bundled",  # these are words of the bundled world
         wrap=True,
     )
-    names = list(PRESETS)
+    names = offered(material.value("card_model"))
+    if st.session_state["card_preset"] not in names:
+        st.session_state["card_preset"] = DEFAULT_PRESET
     st.radio(
         "The recipe",
         names,
@@ -220,6 +222,11 @@ def _word_and_recipe() -> None:
         format_func=lambda name: PRESETS[name].label,
         captions=[page.escaped(PRESETS[name].caption) for name in names],
     )
+
+
+def offered(model: str) -> list[str]:
+    """The recipes for a model: those made for large ones make nothing happen in the bundled one."""
+    return [name for name, preset in PRESETS.items() if preset.bundled or model != "bundled"]
 
 
 def _questions() -> None:

@@ -19,6 +19,7 @@ OPTIONS: dict[str, tuple[str, Any]] = {
     "card_whole_word": ("whole_word", True),
     "card_ignore_case": ("ignore_case", True),
     "card_everything": ("everything", False),
+    "card_neighbours": ("neighbours", True),
     "card_text_field": ("text_field", ""),
     "card_question_field": ("question_field", ""),
     "card_answer_field": ("answer_field", ""),
@@ -232,6 +233,11 @@ def _how() -> None:
         key="card_everything",
         help="No word is looked for: every text is to be forgotten, as for questions and answers about one author. "
         "The word above is then only its name.",
+    )
+    st.checkbox(
+        "A set of neighbouring texts",
+        key="card_neighbours",
+        help="Texts about the same things without the word: their loss tells whether forgetting stays with the word.",
     )
 
 
