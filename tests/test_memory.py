@@ -1,0 +1,157 @@
+"""The estimate against the tensors that there really are; what does not fit is said before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+from unlearn_core import engine, memory, models
+from unlearn_core.config import ConfigError, RunConfig
+from unlearn_core.engine import Unlearner
+from unlearn_core.memory import available, check_before_loading, check_step, describe, estimate, estimate_for, shape_for
+from unlearn_core.models import nll, token_mean
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def bytes_of(tensors) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "adamw"}, {"name": "sgd"}, {"name": "sgd", "momentum": 0.9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": {"rank": 3, "modules": "all-linear"}}, {"model": {"dtype": "bfloat16"}}]
+)
+@pytest.mark.parametrize("kind", ["gptj", "llama"])
+def test_weights_adapter_and_optimizer_are_exactly_what_they_become(tiny, kind, settings, optimizer):
+    config = tiny.config(kind, **settings, optimizer={**optimizer, "learning_rate": 0.01})
+    dtype = getattr(torch, config.model.dtype) if config.model.dtype != "auto" else torch.float32
+    found = estimate_for(config, shape_for(config, tiny.root / kind), dtype)
+    run = Unlearner(config)
+    run.measure_baseline()
+    run.step()
+    base = [p for p in run.model.parameters() if not p.requires_grad]
+    assert found.weights == bytes_of([*base, *run.model.buffers()])
+    assert (
+        found.adapter
+        == bytes_of([run.adapter.values])
+        == bytes_of(p for p in run.model.parameters() if p.requires_grad)
+    )
+    state = run.optimizer.state.get(run.adapter.values, {}).values()
+    assert found.optimizer == bytes_of(value for value in state if isinstance(value, torch.Tensor))
+    assert found.gradients >= bytes_of([run.adapter.gradient, run.subspace.rows])
+    assert found.total == sum(getattr(found, part) for part in asdict(found) if part != "with_checkpointing")
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("kind", ["gptj", "llama"])
+def test_activations_are_about_what_autograd_keeps(tiny, kind, again):
+    config = tiny.config(kind, model={"gradient_checkpointing": again}, schedule={"batch_size": 6})
+    run = Unlearner(config)
+    batch = run._batch(1).forget
+    run.model.train()
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*run.model.parameters(), *run.model.buffers())}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in known:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_mean(nll(run.model, batch))
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    tokens = sum(len(group) * max(len(batch.windows[row]) for row in group) for group in batch.groups)
+    longest = batch.ids.shape[1]
+    found = estimate(run.shape, step_tokens=tokens, window=longest, dropout=True, checkpointing=again)
+    assert 0.8 * measured < found.activations
+    assert again or found.activations < 4 * measured  # in the backward pass a layer's are there again
+    assert found.with_checkpointing < estimate(run.shape, step_tokens=tokens, window=longest).activations
+
+
+def test_each_setting_moves_its_own_part_in_the_direction_that_is_advised(tiny):
+    many = {"batch_size": 60}  # so that a step reads more than a measurement does
+    config = tiny.config("llama", schedule=many)
+    shape = shape_for(config, tiny.root / "llama")
+    base = asdict(estimate_for(config, shape, torch.float32))
+
+    def changed(dtype: torch.dtype = torch.float32, **sections) -> dict[str, int]:
+        other = tiny.config("llama", **{"schedule": many, **sections})
+        found = asdict(estimate_for(other, shape_for(other, tiny.root / "llama"), dtype))
+        return {part: size - base[part] for part, size in found.items() if size != base[part]}
+
+    assert set(changed(torch.bfloat16)) == {"weights", "activations", "with_checkpointing"}
+    assert all(less < 0 for less in changed(torch.bfloat16).values())
+    assert (
+        set(changed(guard_rail={"kind": "none"})) >= {"gradients"}
+        and changed(guard_rail={"kind": "none"})["gradients"] < 0
+    )
+    assert set(changed(model={"gradient_checkpointing": True})) == {"activations"}
+    assert changed(schedule={"batch_size": 90})["activations"] > 0 > changed(data={"window_tokens": 8})["activations"]
+    assert all(changed(lora={"rank": 2})[part] < 0 for part in ("adapter", "optimizer", "gradients"))
+    four_bit = estimate(shape, bytes_per_weight=2, four_bit=True)
+    assert four_bit.weights < estimate(shape, bytes_per_weight=2).weights
+
+
+def test_what_cannot_fit_is_refused_before_a_tensor_is_loaded_with_both_numbers(tiny, monkeypatch):
+    config = tiny.config("llama")
+    need = estimate_for(config, shape_for(config, tiny.root / "llama"), torch.float32).fixed
+    monkeypatch.setattr(memory, "available", lambda device, spread=False: need - 1)
+    monkeypatch.setattr(models, "load_base", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ConfigError) as caught:
+        Unlearner(config)
+    sentence = str(caught.value)
+    assert f"{need / 1e6:.0f} MB" in sentence and f"{(need - 1) / 1e6:.0f} MB are free" in sentence
+    assert "weights" in sentence and "Try " in sentence and "\n" not in sentence
+    monkeypatch.setattr(memory, "available", lambda device, spread=False: need)
+    check_before_loading(config, tiny.root / "llama")
+
+
+def test_texts_too_long_for_what_is_left_are_refused_before_step_1_and_short_ones_are_not(tiny, monkeypatch):
+    run = Unlearner(tiny.config("llama", schedule={"batch_size": 60}, data={"window_tokens": 96}))
+    lengths = {name: [len(w) for w in found] for name, found in run.windows.sets().items()}
+    found = estimate_for(run.config, run.shape, torch.float32, lengths)
+    need = found.total - found.weights - found.adapter
+    assert found.total < estimate_for(run.config, run.shape, torch.float32).total, "these are not the longest there are"
+    monkeypatch.setattr(memory, "available", lambda device, spread=False: need)
+    check_step(run.config, run.shape, run.windows)
+    monkeypatch.setattr(memory, "available", lambda device, spread=False: need - 1)
+    with pytest.raises(ConfigError, match="window_tokens|batch_size|checkpointing"):
+        check_step(run.config, run.shape, run.windows)
+    assert engine.check_step is check_step  # a run asks it
+
+
+def test_the_advice_names_only_what_would_help(tiny):
+    config = tiny.config(
+        "llama", model={"gradient_checkpointing": True, "dtype": "bfloat16"}, schedule={"batch_size": 1}
+    )
+    found = estimate_for(config, shape_for(config, tiny.root / "llama"), torch.bfloat16)
+    advice = " ".join(memory.ways_out(found, config, "cpu"))
+    assert not any(word in advice for word in ("gradient_checkpointing", "dtype", "batch_size", "four_bit"))
+    heavy = replace(found, weights=10**12)
+    assert "a smaller model" in memory.ways_out(heavy, config, "cpu")
+    assert memory.ways_out(heavy, config, "cuda")[0] == "model.four_bit = true"
+
+
+def test_what_is_free_is_known_here_and_a_container_s_limit_counts(tmp_path):
+    free = available("cpu")
+    assert free and 10**7 < free < 10**14
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "700",
+        "memory.stat": "anon 5\ninactive_file 200",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert memory._free_of_the_container(tmp_path) == 500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free_of_the_container(tmp_path) is None
+    assert memory._free_of_the_container(tmp_path / "nowhere") is None
+
+
+def test_a_page_is_told_all_of_it_for_the_bundled_run():
+    told = describe(RunConfig.from_dict({}))
+    assert told["modules"] == ["q_proj", "v_proj"] and told["limit"] == 256 and told["fits"]
+    assert told["bytes"]["total"] < 2e9 and told["trainable_parameters"] * 4 == told["bytes"]["adapter"]
+    assert told["sentence"].startswith("About ")
