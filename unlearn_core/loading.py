@@ -99,7 +99,7 @@ def _from_hub(name: str, revision: str) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(FETCHED)))
     except errors.GatedRepoError:
-        reason = f"its owner lets only some people have it: ask at https://huggingface.co/{name} and set HF_TOKEN"
+        reason = "its owner gives it only to those who ask on its page at the hub: do, and set HF_TOKEN"
     except errors.RepositoryNotFoundError:
         reason = (
             "there is no folder of that name with a config.json in it, and the hub has no such model "
