@@ -50,6 +50,7 @@ LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Runtime
 
 
 def refused(source: str, reason: str) -> ConfigError:
+    """The sentence that names the model and what is wrong with it."""
     return ConfigError(f"model.source is {source!r}; {reason.rstrip('.')}.")
 
 
@@ -124,6 +125,7 @@ def _from_hub(name: str, revision: str) -> Path:
 
 
 def read_json(path: Path, source: str) -> dict[str, Any]:
+    """A file of settings. Raises ConfigError where it is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -255,6 +257,7 @@ def tokenizer_and_limit(settings: ModelSettings) -> tuple[PreTrainedTokenizerBas
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
+    """A model's config, by transformers' own class for it."""
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
@@ -334,7 +337,7 @@ def device_of(settings: ModelSettings) -> str:
 
 
 def dtype_of(settings: ModelSettings, device: str) -> torch.dtype:
-    """The base model's number format. Raises ConfigError where the device cannot compute in the one asked for."""
+    """The base model's number format: the one asked for, else bfloat16 where the GPU has it and float32 elsewhere."""
     has_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if settings.dtype == "auto":
         return torch.bfloat16 if has_bfloat16 else torch.float32

@@ -277,10 +277,12 @@ def ways_out(found: Estimate, config: RunConfig, device: str) -> list[str]:
 
 
 def gigabytes(count: int) -> str:
+    """Bytes for a person: 12.1 GB, 29 MB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def parts(found: Estimate) -> str:
+    """What the total is made of, in words."""
     names = ("weights", "adapter", "optimizer", "gradients", "activations")
     return ", ".join(f"{name} {gigabytes(getattr(found, name))}" for name in names)
 
