@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -272,19 +272,19 @@ def ways_out(found: Estimate, config: RunConfig, device: str) -> list[str]:
         found.gradients // 2
     )
     ways["a smaller lora.rank"] = (found.fixed - found.weights) // 2
-    best = sorted(ways, key=lambda way: -ways[way])
-    return best[:4] if ways[best[0]] * 4 > found.weights else [*best[:3], "a smaller model"]
+    best = sorted((way for way, less in ways.items() if less > 0), key=lambda way: -ways[way])
+    return best[:4] if best and ways[best[0]] * 4 > found.weights else [*best[:3], "a smaller model"]
 
 
 def gigabytes(count: int) -> str:
     """Bytes for a person: 12.1 GB, 29 MB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def parts(found: Estimate) -> str:
-    """What the total is made of, in words."""
+    """What the total is made of, in words; what is nothing is not named."""
     names = ("weights", "adapter", "optimizer", "gradients", "activations")
-    return ", ".join(f"{name} {gigabytes(getattr(found, name))}" for name in names)
+    return ", ".join(f"{name} {gigabytes(size)}" for name in names if (size := getattr(found, name)))
 
 
 def shape_for(config: RunConfig, folder: Path) -> Shape:
@@ -298,7 +298,8 @@ def check_before_loading(config: RunConfig, folder: Path) -> Shape:
     """Raises ConfigError where the model and what is kept for it do not fit, however short the texts are."""
     device, shape = device_of(config.model), shape_for(config, folder)
     found = estimate_for(config, shape, dtype_of(config.model, device))
-    check(found.fixed, found, config, device, available(device, config.model.spread))
+    without_texts = replace(found, activations=0, with_checkpointing=0)
+    check(found.fixed, without_texts, config, device, available(device, config.model.spread))
     return shape
 
 
