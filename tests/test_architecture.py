@@ -23,7 +23,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "unlearn_core": STANDARD
     | HEAVY
     | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy", "huggingface_hub", "jinja2"}
-    | {"charset_normalizer", "ijson", "mwparserfromhell", "pyarrow", "regex", "sklearn", "zstandard", "datasketch"},
+    | {
+        "charset_normalizer",
+        "ijson",
+        "mwparserfromhell",
+        "pyarrow",
+        "regex",
+        "xxhash",
+        "sklearn",
+        "zstandard",
+        "datasketch",
+    },
     "unlearn_core/worker.py": STANDARD | {"unlearn_core.drive"},
     "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker"},
     "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "storage"},

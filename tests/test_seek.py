@@ -19,7 +19,8 @@ import pytest
 from unlearn_core import seek as module
 from unlearn_core.config import ConfigError, DataSettings
 from unlearn_core.corpus import Document
-from unlearn_core.seek import Found, Passage, Reservoir, seek
+from unlearn_core.passages import Found, Passage, Reservoir
+from unlearn_core.seek import seek
 from unlearn_core.targets import Target
 
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -11,7 +11,7 @@ from torch import nn
 
 from unlearn_core.config import RunConfig
 from unlearn_core.models import LoadedModel, Reference, collate, load_base, nll
-from unlearn_core.seek import Passage
+from unlearn_core.passages import Passage
 from unlearn_core.targets import Target
 from unlearn_core.windows import Window, Windows, forget_windows, left_in, with_stand_in
 from unlearn_core.world import REFERENCE, TARGET

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unlearn_core.config import DataSettings
 
 if TYPE_CHECKING:
-    from unlearn_core.seek import Passage
+    from unlearn_core.passages import Passage
 
 ALIKE = 0.9  # share of common runs of three words (Jaccard) from which on two texts say the same
 LEAST_COSINE = 0.05

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import math
-import os
 import random
-import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +21,23 @@ import regex
 
 from unlearn_core import neighbours
 from unlearn_core.config import ConfigError, DataSettings
-from unlearn_core.corpus import Document, Tally, Turn, documents, fingerprint_parts
+from unlearn_core.corpus import Document, Tally, documents, fingerprint_parts
+from unlearn_core.found_before import FoundBefore
+from unlearn_core.passages import (
+    Found,
+    Occurrence,
+    Passage,
+    Pieces,
+    Ranges,
+    Reservoir,
+    Row,
+    Seam,
+    Span,
+    blocks,
+    reaches,
+)
 from unlearn_core.targets import Target
 
-FORMAT = 1  # of what is cached; another number makes old files unread
 HOLDOUT_PERCENT = 15
 PASSAGES = 10_000  # around a word that is everywhere, more are not kept
 POOL = 4_000  # texts drawn beyond those asked for: what neighbours are chosen from, and what stands in for dropped ones
@@ -36,7 +45,6 @@ SAMPLE_BYTES = 4 << 20  # of the corpus, looked through for near spellings
 TELLING_LINE = 40  # characters; a shorter line may well stand in two texts
 PAIRED = ((b"{{", b"}}"), (b"{|", b"|}"), (b"[[", b"]]"))  # of markup
 REPORT_SECONDS = 0.2
-CONTENTS = "contents.json"
 Report = Callable[["Progress"], None]
 
 
@@ -47,50 +55,6 @@ class Progress:
     hits: int
     seconds: float
     seconds_left: float | None
-
-
-@dataclass(frozen=True)
-class Occurrence:
-    """The target at characters [start, end) of its passage. `id` is the same in every run on the same text."""
-
-    id: str
-    start: int
-    end: int
-    place: str
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A text with what stands in it, where it is from and why it was chosen."""
-
-    text: str
-    source: str = ""
-    place: str = ""
-    why: str = ""
-    topic: str = ""
-    group: str = ""
-    turns: tuple[Turn, ...] = ()
-    whole: bool = True  # it ends where the text ends, not where it was cut
-    document: int = 0  # of the pass: which document, and which of its lines
-    first: int = 1
-    last: int = 1
-    occurrences: tuple[Occurrence, ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a pass found. `occurrences` counts every one, also those whose passages are not kept."""
-
-    forget: tuple[Passage, ...]
-    neighbour: tuple[Passage, ...]
-    retain: tuple[Passage, ...]
-    holdout: tuple[Passage, ...]
-    occurrences: int
-    documents: int
-    bytes: int
-    seconds: float = 0.0
-    cached: bool = False
-    notes: tuple[str, ...] = ()
 
 
 class Draft(NamedTuple):
@@ -105,45 +69,6 @@ class Draft(NamedTuple):
     whole: bool
 
 
-class Reservoir:
-    """A uniform sample of a stream of unknown length (Li 1994, algorithm L): what is skipped is never looked at."""
-
-    def __init__(self, size: int, rng: random.Random) -> None:
-        self.size, self.rng = size, rng
-        self.kept: list[Any] = []
-        self._bound, self._skip = 1.0, 0
-
-    def offer(self, count: int, take: Callable[[int], Any]) -> None:
-        """`count` more; `take(i)` makes the i-th of them, or None where it is not one of those to draw from."""
-        at = 0
-        while at < count:
-            if len(self.kept) < self.size:
-                if (item := take(at)) is not None:
-                    self.kept.append(item)
-                    if len(self.kept) == self.size:
-                        self._tighten()
-                at += 1
-            elif self._skip >= count - at:
-                self._skip -= count - at
-                return
-            else:
-                at += self._skip
-                if (item := take(at)) is not None:
-                    self.kept[self.rng.randrange(self.size)] = item
-                    self._tighten()
-                else:  # it takes no part, so the bound stays
-                    self._leap()
-                at += 1
-
-    def _tighten(self) -> None:
-        self._bound *= math.exp(math.log(1.0 - self.rng.random()) / self.size)
-        self._leap()
-
-    def _leap(self) -> None:
-        bound = min(self._bound, 1.0 - 1e-12)
-        self._skip = int(math.log(1.0 - self.rng.random()) / math.log1p(-bound))
-
-
 # ---------------------------------------------------------------------------------------------------------- the pass
 
 
@@ -153,7 +78,7 @@ def seek(
     """What there is to forget and to keep. Raises ConfigError where the target does not occur or nothing is left."""
     target = Target(data)
     began = time.perf_counter()
-    kept = _Cache(cache, data, seed) if cache is not None else None
+    kept = FoundBefore(cache, data, seed) if cache is not None else None
     if kept and (found := kept.read()):
         return replace(found, cached=True, seconds=time.perf_counter() - began), target
     sweep = _Sweep(data, target, seed, report)
@@ -186,7 +111,7 @@ class _Sweep:
         self.continued = False
         self.part, self.last_line = 0, 0
         self.ordinal: dict[str, int] = {}
-        self.seam = _Seam(data.context_lines, self.reach)
+        self.seam = Seam(data.context_lines, self.reach)
         self.began = time.perf_counter()
         self.told = self.began
 
@@ -320,7 +245,7 @@ class _Sweep:
             for span in spans
         ]
         made = []
-        for start, end, inside in _reaches(text, marks, self.reach):
+        for start, end, inside in reaches(text, marks, self.reach):
             first, last = (bisect_right(starts, at) - 1 for at in (start, max(start, end - 1)))
             moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
             lines = rows[first][0], rows[min(last, len(rows) - 1)][0]
@@ -346,7 +271,7 @@ class _Sweep:
         if document.turns:
             found = [(document.first_line, document.first_line, text)] if text.strip() else []
         else:
-            found = list(_blocks(text, document.first_line, self.reach))
+            found = list(blocks(text, document.first_line, self.reach))
         for first, last, block in found:
             self.hits += 1
             place = self._place(document, first)
@@ -370,7 +295,7 @@ class _Sweep:
             return
         if document.reduce:
             document = replace(document, raw=text.encode(), reduce=None)
-        pieces = _Pieces(document, document.raw, self.data.retain_lines)
+        pieces = Pieces(document, document.raw, self.data.retain_lines)
         lines = {text.count("\n", 0, hits[0][0])} | {text.count("\n", 0, hits[-1][0])}
         for line in sorted(lines):
             middle = line // self.data.retain_lines
@@ -388,10 +313,10 @@ class _Sweep:
             return
         if document.reduce and not clean and "text" in document.__dict__:  # reduced already, since the target is in it
             document = replace(document, raw=document.text.encode(), reduce=None)
-        pieces = _Pieces(document, document.raw, 0 if document.turns else self.data.retain_lines)
+        pieces = Pieces(document, document.raw, 0 if document.turns else self.data.retain_lines)
         self.drawn.offer(pieces.count, lambda index: self._draft(document, pieces, index, clean))
 
-    def _draft(self, document: Document, pieces: _Pieces, index: int, clean: bool) -> Draft | None:
+    def _draft(self, document: Document, pieces: Pieces, index: int, clean: bool) -> Draft | None:
         raw = pieces.raw(index)
         if not raw or raw.isspace():
             return None
@@ -537,311 +462,3 @@ def _where(passage: Passage) -> tuple[int, int]:
 
 def _generator(found: Iterable[Document]) -> Generator[Document, None, None]:
     yield from found
-
-
-# ------------------------------------------------------------------------------------------------- lines and pieces
-
-Row = tuple[int, str]  # a line's number and the line
-
-
-class Span(NamedTuple):
-    """An occurrence in rows: from `column` of `row` to before `end` of the row `last`."""
-
-    row: int
-    column: int
-    last: int
-    end: int
-
-
-class _Seam:
-    """Rows and occurrences of one document, which may come in stretches -> passages of rows."""
-
-    def __init__(self, context: int, reach: int) -> None:
-        self.context, self.longest = context, 8 * reach
-        self.clear()
-
-    def clear(self) -> None:
-        self.before: list[Row] = []  # the last rows of the stretch before
-        self.rows: list[Row] = []  # of the passage that is open
-        self.spans: list[Span] = []
-        self.size = 0  # characters in it
-        self.after = 0  # rows in it behind its last occurrence
-
-    @property
-    def open(self) -> bool:
-        return bool(self.spans)
-
-    def pass_by(self, document: Document) -> None:
-        """Remembers the last rows of a stretch without an occurrence."""
-        count = self.context
-        if not count:
-            return
-        self.number_from(document.first_line)
-        wanted = 4 * count + 4
-        lines = document.raw.rsplit(b"\n", wanted)
-        lines = lines[1 if len(lines) > wanted else 0 :]
-        kept = [(at + 1 - len(lines), line) for at, line in enumerate(lines) if line.strip()][-count:]
-        found = [(at, line.rstrip(b"\r")[-4 * self.longest :].decode("utf-8", "ignore")) for at, line in kept]
-        self.before = [*self.before, *found][-count:]
-
-    def number_from(self, first: int) -> None:
-        """Lines that were counted back from the stretch after theirs, which begins with line `first`."""
-        self.before = [(first + number if number <= 0 else number, line) for number, line in self.before]
-
-    def feed(self, rows: list[Row], spans: list[Span], ends: bool) -> Iterator[tuple[list[Row], list[Span]]]:
-        """The passages that are complete with these rows; `ends`: the document has no more."""
-        context, at, floor = self.context, 0, -self.context
-        last = -1 - self.after  # row of the last occurrence
-        for span in spans:
-            apart = span.row - last > 2 * context or (self.size > self.longest and span.row > last)
-            if self.open and apart:
-                self._extend(rows[at : span.row][: max(0, last + 1 + context - at)])
-                floor = min(last + context, span.row - 1) + 1
-                yield self._close(last, floor - 1)
-            if not self.open:
-                start = max(floor, span.row - context)  # below 0: in the stretch before
-                lead = (self.before[start:] if start < 0 else []) + rows[max(start, 0) : span.row]
-                self.rows, self.size = [], 0
-                self._extend(lead)
-                at = span.row
-            elif at < span.row:
-                self._extend(rows[at : span.row])
-                at = span.row
-            index = len(self.rows) - (at - span.row)
-            self._extend(rows[at : span.last + 1])
-            at, last = max(at, span.last + 1), max(last, span.last)
-            self.spans.append(Span(index, span.column, index + span.last - span.row, span.end))
-        if self.open:
-            self._extend(rows[at : max(at, last + 1 + 2 * context)])
-            self.after = min(len(rows), max(at, last + 1 + 2 * context)) - 1 - last
-            if ends or self.after >= 2 * context:
-                yield self._close(last, last + context)
-        self.before = [*self.before, *rows][-context:] if context else []
-
-    def _extend(self, rows: list[Row]) -> None:
-        self.rows += rows
-        self.size += sum(len(line) for _, line in rows)
-
-    def _close(self, last: int, until: int) -> tuple[list[Row], list[Span]]:
-        """The open passage with the rows up to `until`, counted like `last`, the row of its last occurrence."""
-        behind = max(span.last for span in self.spans) + 1 + until - last
-        done = self.rows[:behind], self.spans
-        self.rows, self.spans, self.size, self.after = [], [], 0, 0
-        return done
-
-
-def _reaches(text: str, marks: Sequence[Occurrence], reach: int) -> Iterator[tuple[int, int, list[Occurrence]]]:
-    """(start, end, occurrences) of the passages of a text: itself, unless it is longer than what windows can hold."""
-    if len(text) <= 4 * reach:
-        yield 0, len(text), list(marks)
-        return
-    start, inside = 0, [marks[0]]
-    start = max(0, marks[0].start - reach)
-    for mark in marks[1:]:
-        if mark.start - inside[-1].end > 2 * reach or mark.end - start > 4 * reach:
-            end = min(inside[-1].end + reach, mark.start)
-            yield start, end, inside
-            start, inside = max(end, mark.start - reach), []
-        inside.append(mark)
-    yield start, min(len(text), inside[-1].end + reach), inside
-
-
-def _blocks(text: str, first: int, reach: int) -> Iterator[tuple[int, int, str]]:
-    """(first line, last line, text) of blocks of whole lines, blank ones dropped; a short text is one block."""
-    kept: list[Row] = []
-    size = 0
-    for number, line in enumerate(text.splitlines(), first):
-        if not line.strip():
-            continue
-        for at in range(0, len(line), 2 * reach):
-            piece = line[at : at + 2 * reach]
-            if kept and size + len(piece) > 2 * reach:
-                yield kept[0][0], kept[-1][0], "\n".join(line for _, line in kept)
-                kept, size = [], 0
-            kept.append((number, piece))
-            size += len(piece)
-    if kept:
-        yield kept[0][0], kept[-1][0], "\n".join(line for _, line in kept)
-
-
-class _Pieces:
-    """A document in pieces of so many lines (0: all), which are cut out only when asked for."""
-
-    def __init__(self, document: Document, raw: bytes, lines: int) -> None:
-        import numpy as np
-
-        self._document, self._raw, self._lines = document, raw, lines
-        self._view: Any = None
-        if lines:
-            self._view = np.frombuffer(raw, np.uint8) == 10
-        ends = int(np.count_nonzero(self._view)) if lines else 0
-        self._total = ends + (0 if raw.endswith(b"\n") else 1)
-        self.count = (-(-self._total // lines) if lines else 1) if raw else 0
-        self._ends: Any = None
-
-    @property
-    def of(self) -> Document:
-        if self._document.raw:
-            self._document = replace(self._document, raw=b"")
-        return self._document
-
-    def raw(self, index: int) -> bytes:
-        """Its bytes; none where there is no such piece."""
-        if self.count == 1 and not index:
-            return self._raw
-        if index >= self.count:
-            return b""
-        if self._ends is None:
-            import numpy as np
-
-            self._ends = np.flatnonzero(self._view)
-        first, last = index * self._lines, min((index + 1) * self._lines, self._total)
-        start = int(self._ends[first - 1]) + 1 if first else 0
-        end = int(self._ends[last - 1]) if last <= len(self._ends) else len(self._raw)
-        return self._raw[start:end]
-
-    def lines(self, index: int) -> tuple[int, int]:
-        """The numbers of its first and its last line."""
-        if not self._lines:
-            return self._document.first_line, self._document.first_line
-        first = self._document.first_line + index * self._lines
-        return first, min(first + self._lines, self._document.first_line + self._total) - 1
-
-
-class Ranges:
-    """Lines of documents that are taken."""
-
-    def __init__(self, passages: Iterable[Passage]) -> None:
-        found: dict[int, list[tuple[int, int]]] = {}
-        for passage in passages:
-            found.setdefault(passage.document, []).append((passage.first, passage.last))
-        self._taken: dict[int, tuple[list[int], list[int]]] = {}
-        for document, spans in found.items():
-            spans.sort()
-            ends = list(itertools.accumulate((last for _, last in spans), max))
-            self._taken[document] = [first for first, _ in spans], ends
-
-    def overlap(self, passage: Passage) -> bool:
-        if passage.document not in self._taken:
-            return False
-        firsts, ends = self._taken[passage.document]
-        before = bisect_right(firsts, passage.last)
-        return before > 0 and ends[before - 1] >= passage.first
-
-
-# --------------------------------------------------------------------------------------------------------- the cache
-
-
-class _Cache:
-    """What a pass found, by the content of the files it read: a second pass over the same texts is not made.
-
-    The content of a file is known by its path, size, time and inode, once it has been read; new files are read for
-    their hash by a thread while the pass goes on.
-    """
-
-    def __init__(self, folder: Path, data: DataSettings, seed: int) -> None:
-        self.folder = folder
-        settings = {name: value for name, value in asdict(data).items() if name != "excluded"}
-        self.settings = json.dumps([FORMAT, seed, settings])
-        self.sources = [*dict.fromkeys((*data.forget, *data.retain))]
-        self.parts = fingerprint_parts(self.sources)
-        self.known: dict[str, str] = _contents(folder)
-        # A data set on the hub is known by its commit; without one, nobody knows what is in it.
-        self.known |= {_mark(part): part[0] for part in self.parts if not part[3] and not part[0].endswith("@")}
-        self.usable = all(part[3] or not part[0].endswith("@") for part in self.parts)
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def read(self) -> Found | None:
-        """What is kept of these texts; else None, and the hashes are on their way."""
-        if not self.usable:
-            return None
-        if all(_mark(part) in self.known for part in self.parts):
-            return _found(_read_json(self._path()))
-        self._thread = threading.Thread(target=self._hash, name="fingerprint", daemon=True)
-        self._thread.start()
-        return None
-
-    def write(self, found: Found) -> None:
-        """Keeps it, unless a file has changed meanwhile."""
-        if self._thread:
-            self._thread.join()
-        if not self.usable or not all(_mark(part) in self.known for part in self.parts):
-            return
-        if fingerprint_parts(self.sources) != self.parts:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self._thread:
-            _write_json(self.folder / CONTENTS, {**_contents(self.folder), **self.known})
-        _write_json(self._path(), asdict(found))
-
-    def close(self) -> None:
-        self._stop.set()
-        if self._thread:
-            self._thread.join()
-
-    def _path(self) -> Path:
-        contents = "".join(self.known[_mark(part)] for part in self.parts)
-        return self.folder / f"{hashlib.sha256((self.settings + contents).encode()).hexdigest()[:32]}.json"
-
-    def _hash(self) -> None:
-        for part in self.parts:
-            if _mark(part) in self.known:
-                continue
-            digest = hashlib.sha256()
-            try:
-                with open(part[0], "rb", buffering=0) as handle:
-                    while block := handle.read(1 << 20):
-                        digest.update(block)
-                        if self._stop.is_set():
-                            return
-            except OSError:
-                return
-            self.known[_mark(part)] = digest.hexdigest()
-
-
-def _mark(part: tuple[str, int, int, int]) -> str:
-    return "|".join(map(str, part))
-
-
-def _contents(folder: Path) -> dict[str, str]:
-    """Which content the files had that were read before."""
-    known = _read_json(folder / CONTENTS)
-    return known if isinstance(known, dict) else {}
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        part.write_text(json.dumps(value), encoding="utf-8")
-        part.replace(path)
-    except (OSError, UnicodeEncodeError):  # a full disk costs the next run some seconds, not this one its texts
-        part.unlink(missing_ok=True)
-
-
-def _found(plain: Any) -> Found | None:
-    """A Found out of its plain values; None where they are damaged."""
-    try:
-        sets = {
-            name: tuple(
-                Passage(
-                    **{
-                        **row,
-                        "turns": tuple(Turn(**turn) for turn in row["turns"]),
-                        "occurrences": tuple(Occurrence(**each) for each in row["occurrences"]),
-                    }
-                )
-                for row in plain[name]
-            )
-            for name in ("forget", "neighbour", "retain", "holdout")
-        }
-        return Found(**{**plain, **sets, "notes": tuple(plain["notes"])})
-    except (KeyError, TypeError, AttributeError):
-        return None

@@ -181,6 +181,7 @@ def bounded(pattern: str) -> str:
 
 
 def longest(pieces: Sequence[str]) -> str:
+    """The longest of some texts, empty where there are none."""
     return max(pieces, key=len, default="")
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn_core.config import ConfigError, DataSettings, RunConfig
 from unlearn_core.corpus import Turn, documents, fingerprint_parts
-from unlearn_core.seek import Found, Occurrence, Passage, Progress, Ranges, never_occurs, seek
+from unlearn_core.passages import Found, Occurrence, Passage, Ranges
+from unlearn_core.seek import Progress, never_occurs, seek
 from unlearn_core.targets import Target
 
 if TYPE_CHECKING:
