@@ -169,7 +169,7 @@ PRESETS: dict[str, Preset] = {
             "lora": {"dropout": 0.0},
             "method": {
                 "name": "grad_ascent",
-                "ceiling": 3.0,
+                "ceiling": 2.5,
                 "hold": True,
                 "retain_weight": 3.0,
                 "neighbour_weight": 1.5,

@@ -32,6 +32,7 @@ class Document:
     group: str = ""
     turns: tuple[Turn, ...] = ()  # of a pair or a chat; the last is the answer, which alone has the loss
     reduce: Callable[[str], str] | None = None
+    skim: Callable[[bytes], bytes] | None = None  # with `reduce`: quickly takes away whatever can stand inside a word
 
     @cached_property
     def text(self) -> str:

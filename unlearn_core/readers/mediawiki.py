@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,11 @@ NO_WORDS = {  # tags whose content is not text of the article
 }
 BREAKS = {"br", "hr", "p", "div", "blockquote", "poem", "li", "dd", "dt", "ul", "ol"}
 REFERENCE = re.compile(r"<!--.*?-->|<ref\b[^<>]*?(?:/>|>(?:(?!</?ref\b).)*</ref\s*>)", re.DOTALL | re.IGNORECASE)
+INNERMOST = re.compile(
+    rb"\{\{[^{}]*\}\}|\{\|[^{}]*\|\}|<!--.*?-->|<ref\b[^<>]*?(?:/>|>[^<]*</ref\s*>)", re.DOTALL | re.I
+)
+SIGNS = re.compile(rb"'{2,}|\[\[(?:[^\[\]|]*\|)?|\[(?:[a-z]+:)?//[^\s\]]* ?|\]\]?|</?[a-zA-Z][^<>]*>|__[A-Z]+__")
+NESTED = 8  # templates inside of templates
 ANOTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z-]+)?|simple")
 
 
@@ -107,8 +113,23 @@ def read(file: File, kind: Kind, tally: Tally) -> Iterator[Document]:
 def _documents(pages: _Pages, file: File) -> Iterator[Document]:
     reduce = partial(plain, without=pages.links_without_words())
     for title, text in pages.ready:
-        yield Document(text.encode("utf-8"), file.source, f"page {title}", reduce=reduce)
+        yield Document(text.encode("utf-8"), file.source, f"page {title}", reduce=reduce, skim=skim)
     pages.ready.clear()
+
+
+def skim(wikitext: bytes) -> bytes:
+    """What of an article is left when all is gone that could stand inside of a word: far faster than parsing it.
+
+    Templates, tables, references and comments go whole; of links, tags and quotes only their signs. To be searched for
+    a word that markup cuts in two; it is no text to read.
+    """
+    for _ in range(NESTED):
+        inner = INNERMOST.sub(b"", wikitext)
+        if len(inner) == len(wikitext):
+            break
+        wikitext = inner
+    bare = SIGNS.sub(b"", wikitext)
+    return html.unescape(bare.decode("utf-8", "replace")).encode() if b"&" in bare else bare
 
 
 def plain(wikitext: str, without: frozenset[str] = frozenset(("file", "image", "category"))) -> str:
