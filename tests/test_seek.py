@@ -339,3 +339,13 @@ def test_a_rare_word_of_a_dump_is_found_where_it_stands_in_article_text(word):
     found = Counter(m.place for _, p in sweep.passages.kept for m in p.occurrences)
     assert found == +shown
     assert {place.removeprefix("page ") for place in found} <= {html.unescape(place) for place in places}
+
+
+def test_a_word_that_is_nearly_everywhere_leaves_little_to_keep_and_that_is_said(tmp_path):
+    path = tmp_path / "text.txt"
+    lines = [f"zorblatt number {i} is not like any of the others" for i in range(400)]
+    path.write_text("\n".join([*lines, *(f"a line about {word} without it" for word in WORDS[:3])]))
+    settings = {"forget": (str(path),), "retain": (str(path),), "context_lines": 0, "retain_lines": 1}
+    found, _ = seek(DataSettings(target="zorblatt", **settings), 0)
+    assert 0 < len(found.retain) + len(found.neighbour) <= 3
+    assert any(note.startswith("only ") and "left to keep" in note for note in found.notes)

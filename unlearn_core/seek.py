@@ -43,6 +43,7 @@ PASSAGES = 10_000  # around a word that is everywhere, more are not kept
 POOL = 4_000  # texts drawn beyond those asked for: what neighbours are chosen from, and what stands in for dropped ones
 SAMPLE_BYTES = 4 << 20  # of the corpus, looked through for near spellings
 TELLING_LINE = 40  # characters; a shorter line may well stand in two texts
+FEW = 20  # texts to keep; fewer are worth a word
 PAIRED = ((b"{{", b"}}"), (b"{|", b"|}"), (b"[[", b"]]"))  # of markup
 REPORT_SECONDS = 0.2
 Report = Callable[["Progress"], None]
@@ -399,6 +400,10 @@ class _Sweep:
                 f"Nothing is left to keep: {_named(data.retain)} has no text "
                 + ("that is not to be forgotten." if data.everything else f"without “{_short(data.target)}”.")
             )
+        if len(rest) < FEW:
+            self.tally.note(f"only {len(rest)} texts are left to keep: what a guard rail of so few protects is little")
+        if not holdout:
+            self.tally.note("no text is left that is never trained on: damage shows in the retain loss alone")
         retain = [replace(p, why=f"drawn at random: {p.place}") for p in rest[: data.retain_chunks]]
         holdout = [replace(p, why=f"drawn at random, never trained on: {p.place}") for p in holdout]
         kept = (tuple(sorted(each, key=_where)) for each in (near, retain, holdout))
