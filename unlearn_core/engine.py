@@ -47,6 +47,7 @@ FIRST_REFRESHES = (
     3  # B is zero at first, so the first rows say nothing about A: the basis is renewed at each of these steps
 )
 STATE = "state.safetensors"
+REFUSALS = Path(__file__).with_name("refusals.txt")
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ class Unlearner:
         assert self.guard
         return record.verdict or self.guard.judge(record.values, [(a.baseline, a.response.text) for a in answers])
 
-    def _draw(self, name: str, windows: Sequence[Window], number: int, count: int) -> list[Window]:
+    def _draw(self, name: str, windows: Sequence[Any], number: int, count: int) -> list[Any]:
         """`count` windows of step `number`: the set is gone through in a fresh order each time round."""
         drawn = []
         orders: dict[int, list[int]] = {}
@@ -299,11 +300,22 @@ class Unlearner:
             return collate(self._draw(name, windows, number, self.config.schedule.batch_size), self.pad_id, self.device)
 
         forget = tokens("forget", self.windows.forget)
-        assert forget
+        assert forget and self.guard
         method = self.config.method
         retain = tokens("retain", self.windows.retain) if method.retain_weight else None
         neighbour = tokens("neighbour", self.windows.neighbour) if method.neighbour_weight else None
-        return Batch(forget, retain, neighbour)
+        refusals: tuple = ()
+        if getattr(method, "wants_refusals", False):
+            refusals = tuple(self._draw("refusals", self.refusals, number, len(forget.windows)))
+        return Batch(forget, retain, neighbour, self.pad_id, refusals, self.guard.forget_level)
+
+    @cached_property
+    def refusals(self) -> list[tuple[int, ...]]:
+        """What a method that refuses may answer, as token ids that end as an answer ends."""
+        end = self.tokenizer.eos_token_id
+        lines = REFUSALS.read_text(encoding="utf-8").splitlines()
+        found = [self.tokenizer(f"\n{line}", add_special_tokens=False)["input_ids"] for line in lines]
+        return [(*ids, end) if end is not None else tuple(ids) for ids in found]
 
     def _refresh(self, number: int) -> int:
         """A fresh subspace from fresh retain samples where it is due; returns the tokens that took.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,9 @@ class Batch:
     forget: Tokens
     retain: Tokens | None
     neighbour: Tokens | None
+    pad_id: int = 0
+    refusals: tuple[tuple[int, ...], ...] = ()  # token ids, one for each forget row, where the method wants them
+    forget_level: float = 0.0  # forget loss of a model that never saw the target, nats per token
 
 
 def collate(windows: Sequence[Window], pad_id: int, device: torch.device | str = "cpu") -> Tokens:
@@ -149,11 +152,42 @@ def token_mean(losses: NLL) -> Tensor:
     return losses.sum.sum() / losses.count.sum()
 
 
-def keep_loss(model: nn.Module, batch: Batch, retain_weight: float, neighbour_weight: float) -> Tensor | None:
-    """The weighted NLL of what shall be kept, or None where both weights are 0 (or the sets are empty)."""
+def keep_loss(
+    model: nn.Module,
+    batch: Batch,
+    retain_weight: float,
+    neighbour_weight: float,
+    term: str = "nll",
+    reference: Reference | None = None,
+) -> Tensor | None:
+    """The weighted loss of what shall be kept, or None where both weights are 0 (or the sets are empty).
+
+    `term`: nll (learn the text), or kl (stay with the reference on it, nats a token).
+    """
+    from unlearn_core.logits import kl_to_reference
+
+    def of(tokens: Tokens) -> Tensor:
+        if term == "kl":
+            assert reference
+            return kl_to_reference(model, tokens, reference)
+        return token_mean(nll(model, tokens))
+
     weighted = ((retain_weight, batch.retain), (neighbour_weight, batch.neighbour))
-    terms = [weight * token_mean(nll(model, tokens)) for weight, tokens in weighted if weight and tokens is not None]
+    terms = [weight * of(tokens) for weight, tokens in weighted if weight and tokens is not None]
     return sum(terms[1:], terms[0]) if terms else None
+
+
+def with_answers(tokens: Tokens, answers: Sequence[Sequence[int]], pad_id: int) -> Tokens:
+    """The rows' contexts, each followed by another answer (token ids), which alone has the loss.
+
+    A row that would become longer than the longest of both loses context from its start, never its answer.
+    """
+    room = max(tokens.ids.shape[1], max(len(answer) for answer in answers) + 1)
+    windows = []
+    for window, answer in zip(tokens.windows, answers, strict=True):
+        context = window.ids[: window.first_loss][-(room - len(answer)) :]
+        windows.append(replace(window, ids=(*context, *answer), first_loss=len(context)))
+    return collate(windows, pad_id, tokens.ids.device)
 
 
 class Reference:

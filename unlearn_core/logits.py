@@ -1,0 +1,61 @@
+"""Losses that look at every word the model might have said, not only at the one in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from unlearn_core.models import Reference, Tokens
+
+# Of the labelled tokens alone: logits (tokens, vocabulary), labels (tokens,), the reference's logits -> (tokens,)
+Value = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def per_token(model: nn.Module, tokens: Tokens, value: Value, reference: Reference | None = None) -> Tensor:
+    """`value` at every labelled token: (rows, positions), 0 without a label. With `reference`, its logits as well.
+
+    Positions without a label are left out before `value` sees them: a public UNDIAL indexes the label -100, and public
+    KL terms average over prompt and padding.
+    """
+    positions = tokens.ids.shape[1] - 1
+    found, order = [], []
+    for group in tokens.groups:
+        rows = list(group)
+        width = max(len(tokens.windows[row]) for row in rows)
+        ids, mask, labels = (part[rows, :width] for part in (tokens.ids, tokens.mask, tokens.labels))
+        chosen = labels[:, 1:] != -100
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][chosen].float()
+        before = None
+        if reference is not None:
+            with reference() as was:
+                before = was(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][chosen].float()
+        values = torch.zeros(chosen.shape, device=logits.device).masked_scatter(
+            chosen, value(logits, labels[:, 1:][chosen], before)
+        )
+        found.append(nn.functional.pad(values, (0, positions - (width - 1))))
+        order += rows
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat(found)[back]
+
+
+def kl_to_reference(model: nn.Module, tokens: Tokens, reference: Reference) -> Tensor:
+    """KL(reference || model), in nats, mean over the labelled tokens: 0 at the reference, and never below.
+
+    The direction of TOFU and LLMU (forward): what the reference finds likely must stay likely.
+    """
+
+    def divergence(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+        assert before is not None
+        now, was = logits.log_softmax(-1), before.log_softmax(-1)
+        return (was.exp() * (was - now)).sum(-1)
+
+    return per_token(model, tokens, divergence, reference).sum() / labelled(tokens)
+
+
+def labelled(tokens: Tokens) -> Tensor:
+    """How many tokens of a batch have a label, at least 1."""
+    return (tokens.labels[:, 1:] != -100).sum().clamp(min=1)

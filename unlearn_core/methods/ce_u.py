@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearn_core.config import knob
+
+if TYPE_CHECKING:
+    from unlearn_core.methods import Objective
+
+
+@dataclass(frozen=True)
+class CEU:
+    """Cross-entropy unlearning: the model learns its own prediction with the right word struck out.
+
+    L = mean over forget tokens of CE(softmax(model) || softmax(own logits, label at -infinity, no gradient))
+        + retain_weight * NLL(retain) + ...  (Yang 2025, arXiv 2503.01224).
+    Bounded below, and needs no reference: it aims at a distribution that the model itself gives. The first token of the
+    answer is trained as well, which its code leaves out.
+    """
+
+    retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its author needs none")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+
+    def loss(self, model, batch, reference) -> Objective:
+        from unlearn_core.logits import labelled, per_token
+        from unlearn_core.methods import Objective
+        from unlearn_core.models import keep_loss
+
+        def without_the_label(logits, labels, before):
+            aim = logits.detach().scatter(1, labels[:, None], float("-inf")).softmax(-1)
+            return -(aim * logits.log_softmax(-1)).sum(-1)
+
+        forget = per_token(model, batch.forget, without_the_label).sum() / labelled(batch.forget)
+        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+
+
+METHOD = CEU

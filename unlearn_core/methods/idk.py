@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from unlearn_core.config import knob
+
+if TYPE_CHECKING:
+    from unlearn_core.methods import Objective
+
+
+@dataclass(frozen=True)
+class IdK:
+    """Refusals (preference optimization, PO): after what leads to the target, the model learns to say it does not know.
+
+    L = NLL(refusal | forget context) + retain_weight * NLL(retain) + ...  (Maini et al. 2024, arXiv 2401.06121, TOFU's
+    IdK). It learns a style quickly, and refuses what it should answer too: watch the retain answers.
+    """
+
+    wants_refusals: ClassVar[bool] = True
+
+    retain_weight: float = knob(1.0, 0.0, 100.0, "of the loss on text to keep")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+
+    def loss(self, model, batch, reference) -> Objective:
+        from unlearn_core.methods import Objective
+        from unlearn_core.models import keep_loss, nll, token_mean, with_answers
+
+        refused = with_answers(batch.forget, batch.refusals, batch.pad_id)
+        forget = token_mean(nll(model, refused))
+        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+
+
+METHOD = IdK

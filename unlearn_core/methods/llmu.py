@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearn_core.config import knob
+
+if TYPE_CHECKING:
+    from unlearn_core.methods import Objective
+
+
+@dataclass(frozen=True)
+class LLMU:
+    """Three terms: away from the target, toward random answers after it, and everything else as it was.
+
+    L = -forget_weight * NLL(forget) + random_weight * NLL(random retain text | forget context)
+        + retain_weight * KL(reference || model) on retain text
+    (Yao et al. 2023, arXiv 2310.10683; also arXiv 2405.15152). Its published KL is a cross-entropy with padding in it,
+    and its random term trains the question too: neither is so here. Answers tend to become white space.
+    """
+
+    forget_weight: float = knob(0.5, 0.0, 100.0, "of the ascent (epsilon 1)")
+    random_weight: float = knob(1.0, 0.0, 100.0, "of random answers (epsilon 2)")
+    mismatches: int = knob(5, 1, 16, "random answers for each forget window")
+    retain_weight: float = knob(1.0, 0.01, 100.0, "of staying with the reference on text to keep (epsilon 3)")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of staying with it on neighbouring text")
+
+    def loss(self, model, batch, reference) -> Objective:
+        from unlearn_core.methods import Objective
+        from unlearn_core.methods.random_mismatch import mismatch_loss
+        from unlearn_core.models import keep_loss, nll
+
+        forget = -self.forget_weight * nll(model, batch.forget).mean_per_token.mean()
+        if self.random_weight:
+            forget = forget + self.random_weight * mismatch_loss(model, batch, self.mismatches)
+        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, "kl", reference)
+        return Objective(forget, keep)
+
+
+METHOD = LLMU

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearn_core.config import knob
+
+if TYPE_CHECKING:
+    from unlearn_core.methods import Objective
+
+
+@dataclass(frozen=True)
+class NablaTau:
+    """Ascent that stops by itself: only until forget loss is that of a model that never saw the target.
+
+    L = alpha * relu(level - NLL(forget))^2 + (1 - alpha) * NLL(retain) + neighbour_weight * NLL(neighbour)
+    (Trippa et al. 2024, arXiv 2403.14339). The paper's level is the loss on unseen data of the same kind; here it is
+    the chart's line "forgotten", or a number. At the level the forget term is 0, and so is its gradient.
+    """
+
+    alpha: float = knob(0.5, 0.01, 1.0, "share of the forget term; its authors let it fall during training")
+    level: float = knob(0.0, 0.0, 100.0, "nats per token to stop at; 0 = the loss of a model that never saw the target")
+    retain_weight: float = knob(1.0, 0.0, 100.0, "scales the retain term, 1 as published")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+
+    def loss(self, model, batch, reference) -> Objective:
+        from unlearn_core.methods import Objective
+        from unlearn_core.models import keep_loss, nll
+
+        below = (self.level or batch.forget_level) - nll(model, batch.forget).mean_per_token.mean()
+        forget = self.alpha * below.clamp(min=0) ** 2
+        share = 1 - self.alpha
+        return Objective(forget, keep_loss(model, batch, share * self.retain_weight, share * self.neighbour_weight))
+
+
+METHOD = NablaTau

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearn_core.config import knob
+
+if TYPE_CHECKING:
+    from unlearn_core.methods import Objective
+
+
+@dataclass(frozen=True)
+class RandomMismatch:
+    """Random answers: after what leads to the target, the model learns a text to keep that has nothing to do with it.
+
+    L = mismatch_weight * NLL(random retain text | forget context) + retain_weight * NLL(retain) + ...
+    (the L_rdn term of LLMU, Yao et al. 2023, arXiv 2310.10683, alone). Bounded and stable; what it teaches is wrong.
+    The loss is on the answer alone; LLMU's code trains its question too.
+    """
+
+    mismatch_weight: float = knob(1.0, 0.01, 100.0, "of the random answers")
+    mismatches: int = knob(1, 1, 16, "random answers for each forget window")
+    retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep; its batch gives the random answers")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+
+    def loss(self, model, batch, reference) -> Objective:
+        from unlearn_core.methods import Objective
+        from unlearn_core.models import keep_loss
+
+        forget = self.mismatch_weight * mismatch_loss(model, batch, self.mismatches)
+        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+
+
+def mismatch_loss(model, batch, count: int):
+    """NLL of `count` random retain texts after each forget context, mean over their tokens."""
+    from unlearn_core.models import nll, token_mean, with_answers
+
+    texts = [window.ids[window.first_loss - 1 :] for window in batch.retain.windows]
+    total = 0.0
+    for turn in range(count):
+        answers = [texts[(row + turn) % len(texts)] for row in range(len(batch.forget.windows))]
+        total = total + token_mean(nll(model, with_answers(batch.forget, answers, batch.pad_id)))
+    return total / count
+
+
+METHOD = RandomMismatch

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearn_core.config import knob
+
+if TYPE_CHECKING:
+    from unlearn_core.methods import Objective
+
+
+@dataclass(frozen=True)
+class UNDIAL:
+    """Self-distillation with adjusted logits: the model learns what it said before, the right word made less likely.
+
+    L = mean over forget tokens of CE(softmax(model) || softmax(reference logits - beta * onehot(label)))
+        + retain_weight * NLL(retain) + ...  (Dong et al. 2024, arXiv 2402.10052; there with LoRA of rank 8).
+    The aim does not move, so it converges where ascent runs away. Only labelled tokens count; a public implementation
+    averages over all positions.
+    """
+
+    beta: float = knob(10.0, 0.0, 100.0, "by how much the right word's logit is lowered")
+    retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its authors use none")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+
+    def loss(self, model, batch, reference) -> Objective:
+        from torch.nn.functional import one_hot
+
+        from unlearn_core.logits import labelled, per_token
+        from unlearn_core.methods import Objective
+        from unlearn_core.models import keep_loss
+
+        def lowered(logits, labels, before):
+            aim = (before - self.beta * one_hot(labels, logits.shape[-1])).softmax(-1)
+            return -(aim * logits.log_softmax(-1)).sum(-1)
+
+        forget = per_token(model, batch.forget, lowered, reference).sum() / labelled(batch.forget)
+        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+
+
+METHOD = UNDIAL
