@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -16,6 +17,8 @@ from unlearn_core.world import TARGET, example_prompts
 
 ROLES = ("forget", "neighbour", "retain", "free")
 PROMPT_CHARACTERS = 4_000
+# By their files' names: the files themselves import torch.
+OWN_OPTIMIZERS = tuple(sorted(path.stem for path in (Path(__file__).parent / "optimizers").glob("[!_]*.py")))
 
 
 class ConfigError(ValueError):
@@ -112,7 +115,7 @@ class GuardRailSettings:
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    name: str = knob("adamw", choices=("adamw", "sgd"))
+    name: str = knob("adamw", choices=("adamw", "sgd", *OWN_OPTIMIZERS))
     learning_rate: float = knob(2e-4, 1e-8, 100.0, "at the start of the schedule")
     weight_decay: float = knob(0.0, 0.0, 1.0, "of the adapter's weights")
     momentum: float = knob(0.0, 0.0, 0.999, "of SGD")

@@ -23,6 +23,7 @@ from torch import Tensor
 from unlearn_core.config import ConfigError, RunConfig, check_prompt
 from unlearn_core.evaluation import EvaluationWindows, evaluate, forget_level, uniform_loss
 from unlearn_core.guard import Guard, Verdict
+from unlearn_core.logits import labelled, loss_of_sampled_labels, per_token
 from unlearn_core.memory import check_before_loading, check_step
 from unlearn_core.methods import Objective
 from unlearn_core.models import (
@@ -37,6 +38,7 @@ from unlearn_core.models import (
     save_adapter,
     token_mean,
 )
+from unlearn_core.optimizers import OPTIMIZERS
 from unlearn_core.prompting import encode_prompt, uses_template
 from unlearn_core.sampling import Response, answer
 from unlearn_core.seek import Progress
@@ -142,7 +144,8 @@ class Unlearner:
                 momentum=settings.momentum,
                 weight_decay=settings.weight_decay,
             )
-        return torch.optim.AdamW([self.adapter.values], settings.learning_rate, weight_decay=settings.weight_decay)
+        made = torch.optim.AdamW if settings.name == "adamw" else OPTIMIZERS[settings.name]
+        return made([self.adapter.values], settings.learning_rate, weight_decay=settings.weight_decay)
 
     # ------------------------------------------------------------------------------------------------ measuring
 
@@ -252,6 +255,7 @@ class Unlearner:
                 return StepRecord(number, values, None, applied=False)
             return StepRecord(number, values, stopped, applied=False)
         before = self.adapter.values.detach().clone() if number == 1 else None
+        processed += self._measure_curvature(number, batch)
         values |= self._apply(number, values)
         if before is not None:
             self._check_moved(batch, before)
@@ -363,6 +367,21 @@ class Unlearner:
             values["retain_gradient_norm_median"] = self.subspace.gradient_norm_median
         return values
 
+    def _measure_curvature(self, number: int, batch: Batch) -> int:
+        """Gives an optimizer that wants it the gradient on labels drawn from the model itself; the tokens that took.
+
+        Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2). What the optimizer shall see is kept meanwhile.
+        """
+        if not getattr(self.optimizer, "sampled_labels", False) or (number - 1) % self.optimizer.hessian_every:
+            return 0
+        training = self.adapter.gradient.clone()
+        sets = [tokens for tokens in (batch.forget, batch.retain, batch.neighbour) if tokens]
+        count = sum(int(labelled(tokens)) for tokens in sets)
+        total = sum(per_token(self.model, tokens, loss_of_sampled_labels).sum() for tokens in sets)
+        self.optimizer.curvature(self.adapter.gradient_of(total / count), count)
+        self.adapter.gradient.copy_(training)
+        return sum(int(tokens.mask.sum()) for tokens in sets)
+
     def _apply(self, number: int, values: Mapping[str, float]) -> dict[str, float]:
         """The optimizer's step; with `apply_to = "update"` what it really did is freed of its part in the subspace.
 
@@ -379,6 +398,8 @@ class Unlearner:
         self.optimizer.step()
         self.adapter.gradient.zero_()
         recorded = {"learning_rate": rate}
+        if hasattr(self.optimizer, "unclipped_share"):
+            recorded["unclipped_share"] = self.optimizer.unclipped_share
         update = self.adapter.values.detach() - before
         if self.subspace and self.config.guard_rail.apply_to == "update":
             projected = self.subspace.project_out(update)

@@ -56,6 +56,12 @@ def kl_to_reference(model: nn.Module, tokens: Tokens, reference: Reference) -> T
     return per_token(model, tokens, divergence, reference).sum() / labelled(tokens)
 
 
+def loss_of_sampled_labels(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+    """The NLL of one label a token, drawn from the model's own prediction."""
+    drawn = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(1)
+    return nn.functional.cross_entropy(logits, drawn, reduction="none")
+
+
 def labelled(tokens: Tokens) -> Tensor:
     """How many tokens of a batch have a label, at least 1."""
     return (tokens.labels[:, 1:] != -100).sum().clamp(min=1)
