@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unlearn_core import engine, memory, models
-from unlearn_core.config import ConfigError, RunConfig
+from unlearn_core.config import OWN_OPTIMIZERS, ConfigError, RunConfig
 from unlearn_core.engine import Unlearner
 from unlearn_core.memory import available, check_before_loading, check_step, describe, estimate, estimate_for, shape_for
 from unlearn_core.models import nll, token_mean
@@ -20,7 +20,9 @@ def bytes_of(tensors) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("optimizer", [{"name": "adamw"}, {"name": "sgd"}, {"name": "sgd", "momentum": 0.9}])
+@pytest.mark.parametrize(
+    "optimizer", [{"name": "sgd", "momentum": 0.9}, *({"name": name} for name in ("adamw", "sgd", *OWN_OPTIMIZERS))]
+)
 @pytest.mark.parametrize(
     "settings", [{}, {"lora": {"rank": 3, "modules": "all-linear"}}, {"model": {"dtype": "bfloat16"}}]
 )

@@ -304,14 +304,15 @@ class Unlearner:
             return collate(self._draw(name, windows, number, self.config.schedule.batch_size), self.pad_id, self.device)
 
         forget = tokens("forget", self.windows.forget)
-        assert forget and self.guard
+        assert forget
         method = self.config.method
         retain = tokens("retain", self.windows.retain) if method.retain_weight else None
         neighbour = tokens("neighbour", self.windows.neighbour) if method.neighbour_weight else None
         refusals: tuple = ()
         if getattr(method, "wants_refusals", False):
             refusals = tuple(self._draw("refusals", self.refusals, number, len(forget.windows)))
-        return Batch(forget, retain, neighbour, self.pad_id, refusals, self.guard.forget_level)
+        level = self.guard.forget_level if self.guard else 0.0
+        return Batch(forget, retain, neighbour, self.pad_id, refusals, level)
 
     @cached_property
     def refusals(self) -> list[tuple[int, ...]]:

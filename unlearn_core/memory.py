@@ -147,7 +147,8 @@ def estimate(
     weights = shape.weights * size + shape.buffers
     if four_bit:
         weights = int((shape.weights - shape.linear) * size + shape.linear * FOUR_BITS + shape.buffers)
-    kept = {"adamw": 2 * shape.adapter * 4 + 4, "sgd": shape.adapter * 4 if momentum else 0}[optimizer]
+    vectors = {"adamw": 2, "sgd": int(momentum), "lion": 1, "sophia": 2, "sophia_soul": 2}[optimizer]
+    kept = vectors * shape.adapter * 4 + (4 if optimizer == "adamw" else 0)  # and its count of steps
     gradients = VECTORS * shape.adapter * 4 + BASIS_COPIES * directions * shape.adapter * 4
     a_layer = size * (HIDDEN_KEPT * shape.hidden + INNER_KEPT * shape.inner + QUERIES_KEPT * shape.queries)
     a_layer += SCORES_BYTES * shape.heads * window
@@ -174,7 +175,8 @@ def estimate_for(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: L
         return sum(found[i % len(found)] for i in range(count)) if found else 0
 
     weighed = [name for name in ("retain", "neighbour") if getattr(config.method, f"{name}_weight", 0)]
-    step = sum(most(name, schedule.batch_size) for name in ("forget", *weighed))
+    passes = getattr(config.method, "forget_passes", 1)
+    step = passes * most("forget", schedule.batch_size) + sum(most(name, schedule.batch_size) for name in weighed)
     row = most("retain", -(-samples // directions)) if directions else 0  # samples behind one direction, together
     return estimate(
         shape,

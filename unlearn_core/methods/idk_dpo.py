@@ -19,6 +19,7 @@ class IdkDPO:
     """
 
     wants_refusals: ClassVar[bool] = True
+    forget_passes: ClassVar[int] = 2
 
     beta: float = knob(0.1, 1e-3, 10.0, "how soon a window counts as refused: larger is sooner")
     retain_weight: float = knob(1.0, 0.0, 100.0, "of the loss on text to keep")

@@ -25,6 +25,11 @@ class LLMU:
     retain_weight: float = knob(1.0, 0.01, 100.0, "of staying with the reference on text to keep (epsilon 3)")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of staying with it on neighbouring text")
 
+    @property
+    def forget_passes(self) -> int:
+        """How often the forget rows go through the model in a step."""
+        return 1 + self.mismatches * (self.random_weight > 0)
+
     def loss(self, model, batch, reference) -> Objective:
         from unlearn_core.methods import Objective
         from unlearn_core.methods.random_mismatch import mismatch_loss

@@ -23,6 +23,11 @@ class RandomMismatch:
     retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep; its batch gives the random answers")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
+    @property
+    def forget_passes(self) -> int:
+        """How often the forget rows go through the model in a step."""
+        return self.mismatches
+
     def loss(self, model, batch, reference) -> Objective:
         from unlearn_core.methods import Objective
         from unlearn_core.models import keep_loss

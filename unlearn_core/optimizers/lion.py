@@ -1,3 +1,5 @@
+"""Lion: sign steps."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable

@@ -1,3 +1,5 @@
+"""Sophia-G: steps divided by a diagonal of the curvature."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable

@@ -1,3 +1,5 @@
+"""Sophia in the form in which SOUL's code runs it."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
