@@ -13,11 +13,13 @@ from unlearn_core.config import ConfigError, RunConfig
 TICK = 1.0
 PAGE = 20
 EVERY = "occurrences"
-WAY_OUT = "Change the word or the texts on Watch, or look again when the file is mended."
+STOPPED = "It was stopped before it was done."  # as the scout says it
+WAY_OUT = "Change the word or the texts on Watch, or look again when what it names is mended."
 
 
 def main() -> None:
     store = page.begin()
+    _come_back(store)
     first_card.defaults()
     run = _run(store)
     try:
@@ -27,15 +29,19 @@ def main() -> None:
         strip.draw_banner(strip.Banner("bad", str(error), "Change it on Watch."))
         return
     look = looks.current(store, config)
+    if look.command and run is None:
+        st.query_params["look"] = str(look.command["id"])  # from where a reload takes the choice
     if look.facts is not None:
         words = passages.sentence(look.facts, config["data"]["everything"])
     else:
         busy = "Counting anew …" if look.earlier else "Looking into the texts …"
-        words = "The texts could not be looked into." if look.error else busy
+        failed = "Nothing was changed." if look.error == STOPPED else "The texts could not be looked into."
+        words = failed if look.error else busy
     _head(store, config, run, words, None if look.facts else look.error or "The texts are being looked into.")
     page.refused()
     if look.error:
-        strip.draw_banner(strip.Banner("bad", look.error, WAY_OUT))
+        stopped = look.error == STOPPED
+        strip.draw_banner(strip.Banner("calm" if stopped else "bad", look.error, "" if stopped else WAY_OUT))
         st.button("Look again", key="look_anew", on_click=looks.again, args=(look.key,), icon=":material/refresh:")
         return
     # A place for the progress that stays: what is below it does not jump when an occurrence is left out.
@@ -43,6 +49,16 @@ def main() -> None:
     shown = look.facts or look.earlier
     if shown is not None:
         _found(store, shown, run, config)
+
+
+def _come_back(store: Any) -> None:
+    """After a reload the session knows nothing of the card; the look in the address still knows what was chosen."""
+    number = st.query_params.get("look", "")
+    if "card_word" in st.session_state or not number.isdigit():
+        return
+    asked = (c for c in store.commands(None, limit=1000) if c["id"] == int(number) and c["kind"] == "windows")
+    if command := next(asked, None):
+        first_card.take(command["payload"].get("config", {}))
 
 
 def _run(store: Any) -> dict[str, Any] | None:
@@ -150,7 +166,8 @@ def _progress(store: Any, look: looks.Look) -> None:
 
 
 def _found(store: Any, facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
-    st.html(passages.gauges(facts))
+    everything = bool(config["data"]["everything"])
+    st.html(passages.gauges(facts, everything))
     memory = facts.get("memory") or {}
     if memory and not memory.get("fits", True):
         needed, there = passages.size(memory["total"]), passages.size(memory["available"])
@@ -161,7 +178,7 @@ def _found(store: Any, facts: dict[str, Any], run: dict[str, Any] | None, config
     with left:
         st.html(passages.table(facts))
     with right:
-        st.html(passages.pieces(facts) + passages.notes(facts) + passages.given(facts))
+        st.html(("" if everything else passages.pieces(facts)) + passages.notes(facts) + passages.given(facts))
     _texts(facts, run, config)
 
 

@@ -230,52 +230,43 @@ def zipped(folder: Path) -> bytes:
 
 
 def _export(store: Any, loaded: view.View) -> None:
-    name = "".join(c if c.isalnum() else "-" for c in loaded.run["name"]).strip("-")[:40] or loaded.id
-    with st.popover("Export", key="run_export"):
-        export = st.session_state.get("export")
-        if export is not None:
+    """What can be taken away. Made when the box is opened and kept as it is: the page's ticks must not replace a file
+    that is just being clicked at (a deferred download of Streamlit's is lost so, now and then)."""
+    box = st.popover("Export", key="run_export", on_change="rerun")
+    state = st.session_state
+    if not box.open:
+        state.pop("export_made", None)
+        return
+    if state.get("export_made", {}).get("run") != loaded.id:
+        state["export_made"] = _made(store, loaded)
+    made = state["export_made"]
+    with box:
+        for label, ending, mime, data in made["files"]:
             st.download_button(
-                "Numbers, CSV",
-                lambda: export.points_csv(store, loaded.id),
-                f"{name}-points.csv",
-                "text/csv",
-                key="export_csv",
-                on_click="ignore",
-                width="stretch",
+                label, data, f"{made['name']}{ending}", mime, key=f"export_{ending}", on_click="ignore", width="stretch"
             )
-            st.download_button(
-                "Answers, CSV",
-                lambda: store.responses(loaded.id).to_csv(index=False),
-                f"{name}-answers.csv",
-                "text/csv",
-                key="export_answers",
-                on_click="ignore",
-                width="stretch",
-            )
-            st.download_button(
-                "Everything, JSON",
-                lambda: export.run_json(store, loaded.id),
-                f"{name}.json",
-                "application/json",
-                key="export_json",
-                on_click="ignore",
-                width="stretch",
-            )
-        folder = adapter_folder(store, loaded)
-        if folder is None:
+        if made["folder"] is None:
             st.html("<p class='quiet'>There is no adapter to take away: no checkpoint is on the disk.</p>")
             return
-        st.download_button(
-            "Adapter, zip",
-            lambda: zipped(folder),
-            f"{name}-adapter.zip",
-            "application/zip",
-            key="export_adapter",
-            on_click="ignore",
-            width="stretch",
-        )
-        st.html("<p class='quiet'>The adapter lies here, in PEFT's own format:</p>")
-        st.code(str(folder.resolve()), language=None, wrap_lines=True)
+        st.html(f"<p class='quiet'>As of step {made['step']}. The adapter lies here, in PEFT's own format:</p>")
+        st.code(made["folder"], language=None, wrap_lines=True)
+
+
+def _made(store: Any, loaded: view.View) -> dict[str, Any]:
+    """The files as they are now."""
+    export, folder = st.session_state.get("export"), adapter_folder(store, loaded)
+    name = "".join(c if c.isalnum() else "-" for c in loaded.run["name"]).strip("-")[:40] or loaded.id
+    files: list[tuple[str, str, str, Any]] = []
+    if export is not None:
+        files += [
+            ("Numbers, CSV", "-points.csv", "text/csv", export.points_csv(store, loaded.id)),
+            ("Answers, CSV", "-answers.csv", "text/csv", store.responses(loaded.id).to_csv(index=False)),
+            ("Everything, JSON", ".json", "application/json", export.run_json(store, loaded.id)),
+        ]
+    if folder is not None:
+        files.append(("Adapter, zip", "-adapter.zip", "application/zip", zipped(folder)))
+    place = str(folder.resolve()) if folder else None
+    return {"run": loaded.id, "name": name, "files": files, "folder": place, "step": loaded.last_step}
 
 
 main()

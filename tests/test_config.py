@@ -249,3 +249,9 @@ def test_settings_from_the_command_line_lie_over_the_file_and_each_other():
 def test_a_setting_that_makes_no_sense_is_a_sentence_too(assignments):
     with pytest.raises(ConfigError):
         RunConfig.from_dict(with_settings({}, assignments))
+
+
+def test_what_is_kept_comes_from_where_is_forgotten_unless_it_is_said():
+    assert RunConfig.from_dict({"data": {"forget": ["a.txt"]}}).data.retain == ("a.txt",)
+    assert RunConfig.from_dict({"data": {"forget": ["a.txt"], "retain": ["b.txt"]}}).data.retain == ("b.txt",)
+    assert RunConfig.from_dict({}).data.retain == ("bundled",)

@@ -164,7 +164,10 @@ def test_what_was_found_and_is_gone_from_the_disk_is_said_to_be_gone(store: RunS
 
 def test_the_totals_say_how_much_there_is_and_what_a_step_will_take(store: RunStore) -> None:
     page = shown(found(store))
-    assert "It stands 45 times in 1,234 texts. 45 windows teach the model to forget it; 30 texts hold it" in page
+    assert (
+        "It stands 45 times in what was read (1,234 texts). 45 windows teach the model to forget it; 30 texts hold it"
+        in page
+    )
     told = ("0.400 s", "measured in “first light”", "170 MB", "of 8.00 GB that are there", "5.30 MB", "is Latin-1")
     assert not [words for words in told if words not in page]
     assert "cuts it into 3 pieces" in page and "<code>super</code><code>cali</code><code>␣fragil</code>" in page
@@ -366,7 +369,7 @@ def test_a_path_outside_is_refused_at_the_field_and_at_start(store: RunStore, ke
     at = opened("watch", store)
     asked = len(store.commands("any"))
     write(at, key, "/etc")
-    assert shown(at).count("is outside of the folders that the browser may read") == 1
+    assert shown(at).count("is outside of the folders that the browser may read") == 2  # at the field, beside Start
     button(at, "start_run").click().run()
     assert not store.runs() and len(store.commands("any")) == asked
     assert not at.exception
@@ -453,3 +456,17 @@ def test_a_run_that_is_there_is_filled_into_the_card_whole(app: AppTest) -> None
     app.run()
     button(app, "forget_this").click().run()
     assert app.session_state["card_word"] == TARGET and "card_ticket" in app.session_state
+
+
+def test_a_reload_brings_back_what_was_chosen(store: RunStore, tmp_path: Path) -> None:
+    story = tmp_path / "story.txt"
+    story.write_text("Lily ran. " * 30)
+    data = {"target": "Lily", "forget": [str(story.resolve())], "whole_word": False, "excluded": ["0badcafe"]}
+    config = RunConfig.from_dict({"preset": "post", "data": data}).to_dict()
+    asked = store.request(None, "windows", {"config": config})
+    at = opened("data", store, look=str(asked))  # a session that knows nothing, as after a reload
+    (again,) = looks(store)
+    assert again["id"] == asked and not at.exception, "the same look is followed, nothing else is asked"
+    assert "Lily" in shown(at) and "story.txt" in shown(at)
+    for rubbish in ("0", "x", "99999"):
+        assert not opened("data", store, look=rubbish).exception

@@ -563,10 +563,18 @@ def test_a_run_that_is_driven_cannot_be_deleted(store: RunStore) -> None:
 
 
 def test_the_export_offers_numbers_answers_everything_and_the_adapter(store: RunStore) -> None:
-    fill(store, begin(store), 3, status="stopped")
+    run_id = begin(store)
+    fill(store, run_id, 3, status="stopped")
     at = opened("runs", store)
+    assert not at.get("download_button")  # nothing is made before it is asked for
+    at.session_state["run_export"] = True
+    at.run()
     labels = {element.label for element in at.get("download_button")}
     assert labels == {"Numbers, CSV", "Answers, CSV", "Everything, JSON", "Adapter, zip"}
+    made = at.session_state["export_made"]
+    store.append_step(run_id, 4, points={"forget_loss": 9.0})
+    at.run()
+    assert at.session_state["export_made"] == made  # a tick does not replace what is being clicked at
 
 
 # ---------------------------------------------------------------------------------------------------- read-only

@@ -18,8 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from unlearn_core import corpus, seek
 from unlearn_core.config import ConfigError, DataSettings, RunConfig
 from unlearn_core.models import collate
+from unlearn_core.passages import Occurrence, Passage
 from unlearn_core.targets import Target
-from unlearn_core.windows import Windows, check_target, describe, make_windows, sliding
+from unlearn_core.windows import Windows, check_target, describe, left_in, make_windows, sliding
 from unlearn_core.world import SUGGESTED_TARGETS, TARGET
 
 
@@ -356,3 +357,18 @@ def test_a_text_to_be_forgotten_as_a_whole_is_trained_on_from_its_second_token_t
     whole = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     assert [piece for window in made.forget for piece in window.ids][: len(whole)] == whole
     assert all(window.first_loss == 1 for window in made.forget)
+
+
+def test_what_is_left_alone_is_trained_on_nowhere_also_where_it_shares_a_line_with_another():
+    """Whichever occurrences are left out, no stretch that is left holds one of them, and every other one is in one."""
+    text = "zorblatt ran and zorblatt sat\nquiet line\nthe zorblatt sang, zorblatt fell, zorblatt rose\nend"
+    spans = [hit.span() for hit in regex.finditer("zorblatt", text)]
+    marks = tuple(Occurrence(str(at), start, end, "") for at, (start, end) in enumerate(spans))
+    passage = Passage(text, occurrences=marks)
+    for chosen in range(1, 2 ** len(marks)):
+        excluded = {str(at) for at in range(len(marks)) if chosen >> at & 1}
+        parts = list(left_in([passage], excluded))
+        left = [mark.id for part in parts for mark in part.occurrences]
+        assert left == [mark.id for mark in marks if mark.id not in excluded]
+        assert sum(part.text.count("zorblatt") for part in parts) == len(left)
+        assert all(part.text[m.start : m.end] == "zorblatt" for part in parts for m in part.occurrences)

@@ -80,7 +80,10 @@ class DataSettings:
     forget: tuple[str, ...] = knob(
         ("bundled",), help="what is searched for the target: bundled, files, folders, globs, or hub data sets (hf:name)"
     )
-    retain: tuple[str, ...] = knob(("bundled",), help="where text to keep is drawn from; the same kinds of sources")
+    retain: tuple[str, ...] = knob(
+        ("bundled",),
+        help="where text to keep is drawn from; the same kinds of sources (by default those of data.forget)",
+    )
     text_field: str = knob("", help="the field of a row that holds its text; empty = found by its name")
     question_field: str = knob("", help="of question/answer rows; empty = found by its name")
     answer_field: str = knob("", help="of question/answer rows; the loss is on the answer alone")
@@ -274,7 +277,11 @@ class RunConfig:
         name = given.get("preset", DEFAULT_PRESET)
         if not isinstance(name, str) or name not in PRESETS:
             raise ConfigError(f"preset is {name!r}; it must be one of {', '.join(PRESETS)}.")
-        return _read(cls, overlay(PRESETS[name].values, given), "")
+        merged = overlay(PRESETS[name].values, given)
+        data = merged.get("data")
+        if isinstance(data, Mapping) and "forget" in data and "retain" not in data:
+            merged["data"] = {**data, "retain": data["forget"]}  # what is kept is of the same kind
+        return _read(cls, merged, "")
 
     @classmethod
     def from_toml(cls, text: str) -> RunConfig:

@@ -39,6 +39,7 @@ from unlearn_core.models import (
     token_mean,
 )
 from unlearn_core.optimizers import OPTIMIZERS
+from unlearn_core.optimizers.sophia import Sophia
 from unlearn_core.prompting import encode_prompt, uses_template
 from unlearn_core.sampling import Response, answer
 from unlearn_core.seek import Progress
@@ -373,13 +374,14 @@ class Unlearner:
 
         Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2). What the optimizer shall see is kept meanwhile.
         """
-        if not getattr(self.optimizer, "sampled_labels", False) or (number - 1) % self.optimizer.hessian_every:
+        wants = self.optimizer if isinstance(self.optimizer, Sophia) and self.optimizer.sampled_labels else None
+        if wants is None or (number - 1) % wants.hessian_every:
             return 0
         training = self.adapter.gradient.clone()
         sets = [tokens for tokens in (batch.forget, batch.retain, batch.neighbour) if tokens]
         count = sum(int(labelled(tokens)) for tokens in sets)
-        total = sum(per_token(self.model, tokens, loss_of_sampled_labels).sum() for tokens in sets)
-        self.optimizer.curvature(self.adapter.gradient_of(total / count), count)
+        drawn = [per_token(self.model, tokens, loss_of_sampled_labels).sum() for tokens in sets]
+        wants.curvature(self.adapter.gradient_of(torch.stack(drawn).sum() / count), count)
         self.adapter.gradient.copy_(training)
         return sum(int(tokens.mask.sum()) for tokens in sets)
 
@@ -399,7 +401,7 @@ class Unlearner:
         self.optimizer.step()
         self.adapter.gradient.zero_()
         recorded = {"learning_rate": rate}
-        if hasattr(self.optimizer, "unclipped_share"):
+        if isinstance(self.optimizer, Sophia):
             recorded["unclipped_share"] = self.optimizer.unclipped_share
         update = self.adapter.values.detach() - before
         if self.subspace and self.config.guard_rail.apply_to == "update":

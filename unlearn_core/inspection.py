@@ -62,7 +62,7 @@ def inspect(
         },
         "step_tokens": round(sum(tokens.values())),
         "step_seconds": seconds_of_a_step(shape, tokens, device, dtype),
-        "step_seconds_from": "by arithmetic",
+        "step_seconds_from": "roughly, by arithmetic",
     }
 
 

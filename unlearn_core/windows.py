@@ -166,20 +166,26 @@ def left_in(passages: Iterable[Passage], excluded: Collection[str]) -> Iterator[
 
 
 def _parts(passage: Passage, marks: Sequence[Occurrence]) -> Iterator[Passage]:
-    """The stretches of lines of a passage between those in which only occurrences stand that are left alone."""
-    start, stretches, at = 0, [], 0
-    for line in passage.text.splitlines(keepends=True):
-        end = at + len(line)
-        here = [mark for mark in passage.occurrences if mark.start < end and mark.end > at]
-        if here and not any(mark in marks for mark in here):
-            stretches.append((start, at))
-            start = end
-        at = end
-    for first, last in (*stretches, (start, at)):
-        inside = [mark for mark in marks if mark.start >= first and mark.end <= last]
+    """The stretches of a passage between the occurrences that are left alone.
+
+    A line with such a one goes as a whole; where one that is wanted stands in it too, only the word itself.
+    """
+    text, cuts = passage.text, []
+    for mark in passage.occurrences:
+        if mark in marks:
+            continue
+        begin = text.rfind("\n", 0, mark.start) + 1
+        newline = text.find("\n", mark.end)
+        end = len(text) if newline < 0 else newline + 1
+        shared = any(other.start < end and other.end > begin for other in marks)
+        cuts.append((mark.start, mark.end) if shared else (begin, end))
+    start = 0
+    for first, last in (*cuts, (len(text), len(text))):
+        inside = [mark for mark in marks if mark.start >= start and mark.end <= first]
         if inside:
-            moved = tuple(replace(mark, start=mark.start - first, end=mark.end - first) for mark in inside)
-            yield replace(passage, text=passage.text[first:last].rstrip("\n"), occurrences=moved)
+            moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
+            yield replace(passage, text=text[start:first].rstrip("\n"), occurrences=moved)
+        start = max(start, last)
 
 
 def with_stand_in(passages: Iterable[Passage], stand_in: str, target: Target) -> Iterator[Passage]:

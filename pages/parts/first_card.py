@@ -155,6 +155,9 @@ def _plain(sentence: str) -> str:
     for field, words in (
         ("data.target", "The word"),
         ("model.source", "The model"),
+        ("data.forget", "Texts to forget from"),
+        ("data.retain", "Texts to keep"),
+        ("model.source", "The model"),
         ("prompts is []", "No question is asked"),
         ("preset", "The recipe"),
     ):
@@ -255,6 +258,11 @@ def _questions() -> None:
 
 def _start_row(store: Any, runs: list[dict[str, Any]]) -> None:
     why = page.read_only(store)
+    try:
+        chosen(store.home)
+        cannot = ""
+    except ConfigError as error:
+        cannot = _plain(str(error))
     with st.container(horizontal=True, vertical_alignment="center", key="start_row"):
         st.button(
             "Start",
@@ -268,7 +276,7 @@ def _start_row(store: Any, runs: list[dict[str, Any]]) -> None:
             help=why,
         )
         told = what_happens_to_the_other(store) or "It runs on this machine and nothing leaves it."
-        told = f"{material.in_words(store.home)} {told}".strip()
+        told = cannot or f"{material.in_words(store.home)} {told}".strip()
         st.html(f"<p class='told'>{html.escape(told)}</p>", width="stretch")
         if st.button("See what would be forgotten", key="see_data", type="tertiary", icon=":material/manage_search:"):
             st.switch_page("pages/data.py")
@@ -341,6 +349,9 @@ def _says_now(store: Any) -> None:
     except ConfigError as error:  # the model on the card cannot be
         said, waiting = None, str(error)
     st.html("<h2 class='over'>What the model says now</h2>")
+    if waiting.startswith(("model.", "lora.")):  # the model cannot be: once is enough
+        st.html(f"<p class='trouble' role='alert'>{html.escape(_plain(waiting))}</p>")
+        return
     answers.fresh(
         [(p["role"], p["text"], said[p["text"]] if said else waiting) for p in asked], "answers_now", bool(waiting)
     )

@@ -44,7 +44,8 @@ def sentence(facts: Mapping[str, Any], everything: bool) -> str:
     often = "once" if facts["occurrences"] == 1 else f"{facts['occurrences']:,} times"
     out = sum(bool(each["excluded"]) for each in facts["found"])
     left = f", {out:,} of them excluded by hand" if out else ""
-    return f"It stands {often} in {counted(facts['documents'], 'text')}{left}. {way}"
+    read = counted(facts["documents"], "text")
+    return f"It stands {often} in what was read ({read}){left}. {way}"
 
 
 def progress(told: Mapping[str, Any]) -> str:
@@ -68,7 +69,7 @@ def reading(facts: Mapping[str, Any]) -> str:
 # ----------------------------------------------------------------------------------------------------- the totals
 
 
-def gauges(facts: Mapping[str, Any]) -> str:
+def gauges(facts: Mapping[str, Any], everything: bool = False) -> str:
     """Four tiles: how much was read, how often it stands there, what a step will take in time and in memory."""
     seconds, memory = facts.get("step_seconds"), facts.get("memory") or {}
     needed, there = memory.get("total"), memory.get("available")
@@ -79,7 +80,11 @@ def gauges(facts: Mapping[str, Any]) -> str:
     room = room if fits else f"more than the {size(there or 0)} that are there"
     tiles = [
         ("texts", f"{facts['documents']:,}", size(facts["bytes"])),
-        ("occurrences", f"{facts['occurrences']:,}", "of the word, in all its spellings"),
+        (
+            "to forget" if everything else "occurrences",
+            f"{facts['occurrences']:,}",
+            "texts, whole: no word is looked for" if everything else "of the word, in all its spellings",
+        ),
         ("a step will take", _seconds(seconds), "; ".join(filter(None, step)) or "measured once a run has begun"),
         ("memory", size(needed) if needed else "–", room),
     ]

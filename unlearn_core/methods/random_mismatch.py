@@ -41,11 +41,10 @@ def mismatch_loss(model, batch, count: int):
     from unlearn_core.models import nll, token_mean, with_answers
 
     texts = [window.ids[window.first_loss - 1 :] for window in batch.retain.windows]
-    total = 0.0
-    for turn in range(count):
-        answers = [texts[(row + turn) % len(texts)] for row in range(len(batch.forget.windows))]
-        total = total + token_mean(nll(model, with_answers(batch.forget, answers, batch.pad_id)))
-    return total / count
+    rows = range(len(batch.forget.windows))
+    drawn = [[texts[(row + turn) % len(texts)] for row in rows] for turn in range(count)]
+    found = [token_mean(nll(model, with_answers(batch.forget, answers, batch.pad_id))) for answers in drawn]
+    return sum(found[1:], found[0]) / count
 
 
 METHOD = RandomMismatch

@@ -1,7 +1,7 @@
 """One file per optimizer that torch does not have: each a `torch.optim.Optimizer` for the adapter's one vector.
 
 Every tensor of their state lies in `optimizer.state`, so that a checkpoint carries it; a file's `OPTIMIZER` is the
-class. One that wants curvature has `hessian_every` and `curvature(gradient)`, and tells `unclipped_share` after a step.
+class. Those of Sophia's kind take curvature, and tell `unclipped_share` after a step.
 """
 
 from pathlib import Path
