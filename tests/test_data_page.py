@@ -470,3 +470,18 @@ def test_a_reload_brings_back_what_was_chosen(store: RunStore, tmp_path: Path) -
     assert "Lily" in shown(at) and "story.txt" in shown(at)
     for rubbish in ("0", "x", "99999"):
         assert not opened("data", store, look=rubbish).exception
+
+
+def test_whole_texts_are_named_after_their_file_and_asked_their_own_questions(store: RunStore, tmp_path: Path) -> None:
+    pairs = tmp_path / "authors.jsonl"
+    pairs.write_text(
+        "".join(json.dumps({"question": f"Who wrote {n}?", "answer": f"Nobody {n}."}) + "\n" for n in "abc")
+    )
+    at = opened("watch", store)
+    write(at, "card_forget_from", str(pairs))
+    at.checkbox(key="card_everything").check().run()
+    assert at.text_input(key="card_word").value == "authors.jsonl"
+    assert [at.text_input(key=f"card_forget_{n}").value for n in (0, 1)] == ["Who wrote a?", "Who wrote b?"]
+    assert at.text_input(key="card_word").label == "A name for what is forgotten"
+    at.checkbox(key="card_everything").uncheck().run()
+    assert at.text_input(key="card_word").value == TARGET and not at.exception

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import secrets
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -54,6 +55,23 @@ def _typed() -> None:
 
 def _other_model() -> None:
     _fill(st.session_state["card_word"])
+
+
+def _whole_texts(home: Any) -> None:
+    """No word is looked for any more, or one is again: the name and the questions are those of the texts."""
+    state = st.session_state
+    if not material.value("card_everything"):
+        if state["card_word"] == state.get("card_named"):
+            state["card_word"] = TARGET
+            _fill(TARGET)
+        return
+    asked = sources.first_questions(material.value("card_forget_from"), home)
+    if state["card_word"] in SUGGESTED_TARGETS:
+        state["card_named"] = state["card_word"] = Path(material.value("card_forget_from")).name[:60] or TARGET
+        state["card_suggestion"] = None
+    _fill(state["card_word"])
+    for place, question in enumerate(asked[:2]):
+        state[f"card_forget_{place}"] = question
 
 
 def defaults() -> None:
@@ -199,13 +217,14 @@ def draw(store: Any) -> None:
             _word_and_recipe()
         with right:
             _questions()
-        material.draw(store, _other_model)
+        material.draw(store, _other_model, lambda: _whole_texts(store.home))
         _start_row(store, runs)
     _says_now(store)
 
 
 def _word_and_recipe() -> None:
-    st.text_input("The word to forget", key="card_word", on_change=_typed)
+    whole = material.value("card_everything")
+    st.text_input("A name for what is forgotten" if whole else "The word to forget", key="card_word", on_change=_typed)
     st.pills(
         "For example",
         SUGGESTED_TARGETS,

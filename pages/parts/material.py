@@ -101,8 +101,11 @@ def take(config: Mapping[str, Any]) -> None:
 # ------------------------------------------------------------------------------------------------------- the row
 
 
-def draw(store: Any, changed: Callable[[], None]) -> None:
-    """The row, closed at first. `changed` is called when the model is another: other questions make sense then."""
+def draw(store: Any, changed: Callable[[], None], whole: Callable[[], None]) -> None:
+    """The row, closed at first. `changed` is called when the model is another: other questions make sense then.
+
+    `whole` is called when everything in the texts is to be forgotten, or a word again.
+    """
     defaults()
     home = store.home
     models, files = sources.offered(home)
@@ -114,7 +117,7 @@ def draw(store: Any, changed: Callable[[], None]) -> None:
             _texts(home, [*used_texts, *files])
             _upload(home)
         with right:
-            _how()
+            _how(whole)
             _fields()
 
 
@@ -216,7 +219,7 @@ def _trouble(sentence: str) -> None:
         st.html(f"<p class='trouble' role='alert'>{html.escape(sentence)}</p>")
 
 
-def _how() -> None:
+def _how(whole: Callable[[], None]) -> None:
     every = bool(value("card_everything"))
     why = "Nothing is looked for: all of these texts are to be forgotten." if every else None
     st.segmented_control(
@@ -231,6 +234,7 @@ def _how() -> None:
     st.checkbox(
         "Everything in these texts",
         key="card_everything",
+        on_change=whole,
         help="No word is looked for: every text is to be forgotten, as for questions and answers about one author. "
         "The word above is then only its name.",
     )

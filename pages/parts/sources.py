@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import itertools
 import os
 import re
 import tempfile
@@ -206,6 +207,18 @@ def _listed(folder: Path, written: str) -> list[os.DirEntry[str]]:
 def models_in(folder: str | Path, home: str | Path) -> list[str]:
     """The models that lie in a folder, or in a folder of it: those with a config.json."""
     return [path for path in _below(Path(folder), roots(home), 2) if os.path.isfile(os.path.join(path, "config.json"))]
+
+
+def first_questions(written: str, home: str | Path) -> list[str]:
+    """The first two questions of question/answer pairs, as something to ask; none of other texts."""
+    from unlearn_core.corpus import documents
+
+    try:
+        here = [source for source in texts(written, home) if source != "bundled" and not source.startswith("hf:")]
+        found = itertools.islice(documents(here), 2)
+        return [document.turns[-2].text for document in found if len(document.turns) > 1]
+    except (ConfigError, OSError):
+        return []
 
 
 def texts_in(folder: str | Path, home: str | Path) -> list[str]:
