@@ -411,8 +411,8 @@ def write_text(path: Path, size: int) -> None:
 
 PARTS: dict[str, tuple[str, Callable[[], list[Measure]]]] = {
     "engine": ("the engine", lambda: [engine()]),
-    "seek": ("the pass over a corpus", corpus),
-    "app": ("the app in a browser", in_the_app),
+    "seek": ("the pass over a corpus", lambda: corpus()),
+    "app": ("the app in a browser", lambda: in_the_app()),
 }
 
 

@@ -516,6 +516,7 @@ def test_bench_tells_figure_goal_and_verdict_and_what_it_could_not_measure(
         raise bench.Skipped("There is no Chromium here.")
 
     monkeypatch.setattr(bench, "engine", lambda: bench.Measure("engine step", 1.0625, 1.05, "x", "0.2 s"))
+    monkeypatch.setattr(bench, "corpus", lambda: [bench.Measure("pass", 1.5, 2.0, "x", "")])
     monkeypatch.setattr(bench, "in_the_app", nowhere)
     assert bench.main(as_json=False) == 0
     told = capsys.readouterr().out
