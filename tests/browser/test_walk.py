@@ -124,7 +124,7 @@ def start(tab: Any, recipe: str = "As published") -> None:
     tab.get_by_text(recipe, exact=True).click()
     button = tab.get_by_role("button", name="Start")
     button.dblclick()  # an impatient person: it is one run all the same
-    tab.locator(".facts").wait_for(timeout=15_000)
+    tab.locator(".facts").wait_for(timeout=30_000)
 
 
 def zoom(tab: Any) -> tuple[float, float]:
