@@ -16,11 +16,10 @@ import streamlit as st
 from pages.parts import kept
 from pages.parts.page import PAGES
 from storage import RunStore, StoreError, export
-from unlearn_core.scout import Scout
+from unlearn_core.scout import CACHE, Scout
 from unlearn_core.worker import Worker
 
 ROOT = Path(__file__).parent
-CACHE = "seek"  # folder of the home: what was found in texts, by their content
 
 
 def open_unlearner(*args: Any, **kwargs: Any) -> Any:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from terminal.text import BadInput, Broken, answer, indented, losses, plain, say
 from unlearn_core.config import PRESETS, ROLES, ConfigError, RunConfig, check_prompt, method_name, with_settings
+from unlearn_core.scout import CACHE
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from unlearn_core.worker import Worker
 
 TICK_SECONDS = 0.1
-CACHE = "seek"  # folder of the home: what was found in texts, by their content
 
 
 class Trouble(logging.Handler):
@@ -262,26 +262,15 @@ def windows(args: argparse.Namespace) -> int:
 
     from terminal.look import looked_into
     from terminal.progress import Reading
-    from unlearn_core.loading import tokenizer_and_limit
-    from unlearn_core.windows import describe, make_windows
+    from unlearn_core.inspection import inspect
 
     transformers_logging.set_verbosity_error()  # texts longer than the model reads are what windows are cut from
-    tokenizer, limit = tokenizer_and_limit(config.model)
     home = Path(args.home or os.environ.get("LETHE_HOME") or "data").expanduser()
     reading = Reading(sys.stderr)
     try:
-        made = make_windows(
-            config.data,
-            tokenizer,
-            limit,
-            config.seed,
-            chat=config.model.chat_template,
-            report=reading.tell,
-            cache=home / CACHE,
-        )
+        facts = inspect(config.to_dict(), reading.tell, home / CACHE)
     finally:
         reading.line.clear()
-    facts = describe(made, tokenizer, config.data)
     answer(args.json, facts, "\n".join(looked_into(facts, config.data.everything)))
     return 0
 

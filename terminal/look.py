@@ -168,6 +168,10 @@ def looked_into(facts: Mapping[str, Any], everything: bool = False) -> Iterator[
     yield f"{many} {facts['documents']:,} texts ({size(facts['bytes'])}, {read})."
     pieces = " ".join(f"[{plain(piece)}]" for piece in facts["pieces"])
     yield f"The tokenizer cuts it into {len(facts['pieces'])}: {pieces}"
+    if memory := facts.get("memory"):
+        there = f" of {size(memory['available'])} that are there" if memory["available"] else ""
+        took = f"{number(facts['step_seconds'])} s ({facts['step_seconds_from']}; {facts['step_tokens']:,} tokens)"
+        yield f"A step takes about {took}; a run takes {size(memory['total'])} of memory{there}."
     rows = [(name, each["windows"], each["tokens"], each["trained_tokens"]) for name, each in sets.items()]
     yield "\n" + table(("set", "windows", "tokens", "trained on"), rows)
     if facts["notes"]:

@@ -374,7 +374,7 @@ class Unlearner:
 
         Gauss-Newton-Bartlett (arXiv 2305.14342, algorithm 2). What the optimizer shall see is kept meanwhile.
         """
-        wants = self.optimizer if isinstance(self.optimizer, Sophia) and self.optimizer.sampled_labels else None
+        wants = self.optimizer if isinstance(self.optimizer, Sophia) and self.optimizer.hessian_every else None
         if wants is None or (number - 1) % wants.hessian_every:
             return 0
         training = self.adapter.gradient.clone()

@@ -1,8 +1,8 @@
-"""Losses that look at every word the model might have said, not only at the one in the text."""
+"""Batches through a model, group by group, and losses that look at every word that it might have said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,31 +15,45 @@ if TYPE_CHECKING:
 Value = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+def by_group(tokens: Tokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(ids, mask, labels) of every group of rows of similar length, cut to its longest row; a label per prediction."""
+    for group in tokens.groups:
+        rows = list(group)
+        width = max(len(tokens.windows[row]) for row in rows)
+        ids, mask, labels = (part[rows, :width] for part in (tokens.ids, tokens.mask, tokens.labels))
+        yield ids, mask, labels[:, 1:]
+
+
+def predictions(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits (rows, positions, vocabulary) of every token but the first, where the ids lie."""
+    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].to(ids.device)
+
+
+def together(tokens: Tokens, found: Sequence[Tensor]) -> Tensor:
+    """What was found group by group, each (rows, its positions), as (rows, positions) in the rows' own order."""
+    positions = tokens.ids.shape[1] - 1
+    order = [row for group in tokens.groups for row in group]
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return torch.cat([nn.functional.pad(part, (0, positions - part.shape[1])) for part in found])[back]
+
+
 def per_token(model: nn.Module, tokens: Tokens, value: Value, reference: Reference | None = None) -> Tensor:
     """`value` at every labelled token: (rows, positions), 0 without a label. With `reference`, its logits as well.
 
     Positions without a label are left out before `value` sees them: a public UNDIAL indexes the label -100, and public
     KL terms average over prompt and padding.
     """
-    positions = tokens.ids.shape[1] - 1
-    found, order = [], []
-    for group in tokens.groups:
-        rows = list(group)
-        width = max(len(tokens.windows[row]) for row in rows)
-        ids, mask, labels = (part[rows, :width] for part in (tokens.ids, tokens.mask, tokens.labels))
-        chosen = labels[:, 1:] != -100
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][chosen].float()
+    found = []
+    for ids, mask, labels in by_group(tokens):
+        chosen = labels != -100
+        logits = predictions(model, ids, mask)[chosen].float()
         before = None
         if reference is not None:
             with reference() as was:
-                before = was(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1][chosen].float()
-        values = torch.zeros(chosen.shape, device=logits.device).masked_scatter(
-            chosen, value(logits, labels[:, 1:][chosen], before)
-        )
-        found.append(nn.functional.pad(values, (0, positions - (width - 1))))
-        order += rows
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return torch.cat(found)[back]
+                before = predictions(was, ids, mask)[chosen].float()
+        values = torch.zeros(chosen.shape, device=logits.device)
+        found.append(values.masked_scatter(chosen, value(logits, labels[chosen], before)))
+    return together(tokens, found)
 
 
 def kl_to_reference(model: nn.Module, tokens: Tokens, reference: Reference) -> Tensor:

@@ -13,7 +13,9 @@ from torch import nn
 
 from unlearn_core.adapters import adapter_shapes, chosen_layers, kind, linear_layers
 from unlearn_core.config import ConfigError, RunConfig
+from unlearn_core.evaluation import EVALUATED
 from unlearn_core.loading import context_limit, device_of, dtype_of, folder_of, named, skeleton
+from unlearn_core.models import MOST_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
 
 Lengths = Mapping[str, Sequence[int]]
 
-PASS_TOKENS = 2_048  # in one forward pass, as models.MOST_TOKENS
-MEASURED_WINDOWS = 54  # that an evaluation reads, as evaluation.EVALUATED
 FOUR_BITS = 0.5 + 4 / 64 * 0.25 + 1 / 256  # bytes a weight: nf4, its scales quantised once more
 # Tensors that autograd keeps per token and layer, counted on the architectures of the tests (test_memory.py).
 HIDDEN_KEPT, INNER_KEPT, QUERIES_KEPT = 4, 4, 2
@@ -133,7 +133,7 @@ def estimate(
     step_tokens: int = 0,
     measured_tokens: int = 0,
     window: int = 0,
-    pass_tokens: int = PASS_TOKENS,
+    pass_tokens: int = MOST_TOKENS,
     dropout: bool = False,
     checkpointing: bool = False,
 ) -> Estimate:
@@ -188,7 +188,7 @@ def estimate_for(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: L
         step_tokens=max(step, row),
         window=longest if lengths is None else max(map(max, lengths.values()), default=0),
         dropout=config.lora.dropout > 0,
-        measured_tokens=MEASURED_WINDOWS * longest if lengths is None else sum(map(sum, lengths.values())),
+        measured_tokens=sum(EVALUATED.values()) * longest if lengths is None else sum(map(sum, lengths.values())),
         checkpointing=config.model.gradient_checkpointing,
     )
 

@@ -37,6 +37,7 @@ from unlearn_core.loading import (
     tokenizer_and_limit,
     tokenizer_fingerprint,
 )
+from unlearn_core.logits import by_group, kl_to_reference, predictions, together
 from unlearn_core.windows import Window
 
 if TYPE_CHECKING:
@@ -130,21 +131,15 @@ def rows_of_similar_length(lengths: Sequence[int]) -> tuple[tuple[int, ...], ...
 
 def nll(model: nn.Module, tokens: Tokens) -> NLL:
     """The loss of every labelled token, in one forward pass per group of rows of similar length."""
-    positions = tokens.ids.shape[1] - 1
     found = []
-    for group in tokens.groups:
-        rows = list(group)
-        width = max(len(tokens.windows[row]) for row in rows)
-        ids, mask, labels = (part[rows, :width] for part in (tokens.ids, tokens.mask, tokens.labels))
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].to(ids.device)
+    for ids, mask, labels in by_group(tokens):
+        logits = predictions(model, ids, mask)
         losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
-        ).view(len(rows), width - 1)
-        found.append(nn.functional.pad(losses, (0, positions - (width - 1))))
-    order = [row for group in tokens.groups for row in group]
-    back = sorted(range(len(order)), key=order.__getitem__)
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
+        )
+        found.append(losses.view(labels.shape))
     count = (tokens.labels[:, 1:] != -100).sum(1).clamp(min=1)
-    return NLL(torch.cat(found)[back], count)
+    return NLL(together(tokens, found), count)
 
 
 def token_mean(losses: NLL) -> Tensor:
@@ -164,7 +159,6 @@ def keep_loss(
 
     `term`: nll (learn the text), or kl (stay with the reference on it, nats a token).
     """
-    from unlearn_core.logits import kl_to_reference
 
     def of(tokens: Tokens) -> Tensor:
         if term == "kl":

@@ -21,6 +21,7 @@ LOOK_SECONDS = 0.2
 PROGRESS_SECONDS = 1.0
 SILENT_SECONDS = 60.0  # a look that told nothing for so long belongs to a process that is gone
 FOLDER = "windows"
+CACHE = "seek"  # folder of the home: what was found in texts, by their content
 KEPT = 20  # files of earlier looks
 
 

@@ -177,7 +177,7 @@ class _Sweep:
     def _forget(self, document: Document) -> bool:
         """Whether the target is in the document; its passages are kept."""
         text, hits = "", []
-        if self._may_hold(document, document.raw):
+        if self.target.may_hold(document, document.raw):
             text = self.target.normal(document.text)
             if "\r" in text:
                 text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -204,13 +204,6 @@ class _Sweep:
         if hits and self.data.neighbours and not document.topic:
             self._look_around(document, hits, text)
         return bool(hits)
-
-    def _may_hold(self, document: Document, raw: bytes) -> bool:
-        """False only where the target is not in the text of these bytes. Of a page's markup, few are worth a parse."""
-        if not self.target.may_be_in(raw, document.reduce is not None):
-            return False
-        skim = document.skim
-        return skim is None or self.target.may_be_in(raw) or self.target.may_be_in(skim(raw))
 
     @staticmethod
     def _rows(text: str, hits: Sequence[tuple[int, int]], first: int) -> tuple[list[Row], list[Span]]:
@@ -330,7 +323,7 @@ class _Sweep:
             return None
         if pieces.of.reduce and not all(raw.count(begin) == raw.count(end) for begin, end in PAIRED):
             return None  # it is cut out of a table or a template
-        if not clean and not self.data.everything and self._may_hold(pieces.of, raw):
+        if not clean and not self.data.everything and self.target.may_hold(pieces.of, raw):
             text = raw.decode("utf-8", "replace")
             if self.target.find(self.target.normal(pieces.of.reduce(text) if pieces.of.reduce else text)):
                 return None

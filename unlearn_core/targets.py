@@ -6,11 +6,14 @@ import re
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import regex
 
 from unlearn_core.config import ConfigError, DataSettings
+
+if TYPE_CHECKING:
+    from unlearn_core.readers.document import Document
 
 # A letter or digit, except of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which write words without blanks.
 SPACED = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
@@ -112,6 +115,12 @@ class Target:
         if self.form == "NFKC" and not raw.isascii():
             return True
         return any(wanted.search(raw) for wanted in filters)
+
+    def may_hold(self, document: Document, raw: bytes) -> bool:
+        """The same of (some of) a document's bytes. Of a page with markup, few are worth the parse that tells."""
+        if not self.may_be_in(raw, document.reduce is not None):
+            return False
+        return document.skim is None or self.may_be_in(raw) or self.may_be_in(document.skim(raw))
 
     def _prefilters(self) -> dict[bool, list[Any] | None]:
         """Patterns on bytes, without markup and with: one of them finds something in every text with the target.

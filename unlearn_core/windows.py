@@ -72,7 +72,7 @@ def check_target(config: RunConfig) -> int:
         looked += 1
         if data.everything:
             count += 1
-        elif target.may_be_in(document.raw, document.reduce is not None):
+        elif target.may_hold(document, document.raw):
             count += len(target.find(target.normal(document.text)))
         if not count:
             words.update((match.group().lower(), match) for match in re.finditer(r"\w{3,}", document.text))

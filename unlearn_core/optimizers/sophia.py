@@ -20,18 +20,20 @@ class Sophia(torch.optim.Optimizer):
     authors tune rho for 10 to 50 %.
     """
 
-    hessian_every = 10
-    sampled_labels = True
+    hessian_every = 10  # steps between estimates on sampled labels; 0: it makes do with its own gradients
+    usual_betas = (0.965, 0.99)
 
     def __init__(
         self,
         params: Iterable[Tensor],
         lr: float,
-        betas: tuple[float, float] = (0.965, 0.99),
+        betas: tuple[float, float] | None = None,
         rho: float = 0.04,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "rho": rho, "weight_decay": weight_decay})
+        super().__init__(
+            params, {"lr": lr, "betas": betas or self.usual_betas, "rho": rho, "weight_decay": weight_decay}
+        )
         self.unclipped_share = 0.0
 
     @torch.no_grad()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from torch import Tensor
 
 from unlearn_core.optimizers.sophia import Sophia
@@ -20,17 +18,7 @@ class SophiaSOUL(Sophia):
     """
 
     hessian_every = 0
-    sampled_labels = False
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.95),
-        rho: float = 0.04,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr, betas, rho, weight_decay)
+    usual_betas = (0.9, 0.95)
 
     def _gather(self, momentum: Tensor, hessian: Tensor, gradient: Tensor, betas: tuple[float, float]) -> None:
         for _ in range(2):
