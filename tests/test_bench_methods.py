@@ -72,17 +72,17 @@ def test_bench_methods_survives_a_kill_and_goes_on_where_it_was(tiny, tmp_path, 
         time.sleep(0.05)
     first.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     first.communicate()
-    done = lines_of(path)
-    assert [row["name"] for row in done] == ["grad_ascent"]
+    done, names = lines_of(path), ["grad_ascent", "npo", "guard_prompt"]
+    assert done and [row["name"] for row in done] == names[: len(done)]
     with path.open("a", encoding="utf-8") as file:
         file.write('{"key": "torn by the ki')
 
     assert methods.main(parsed(*words)) == 0
     said = capsys.readouterr()
-    assert "1 of 3 are measured already" in said.err and "3 of 3, guard_prompt" in said.err
-    whole = results.Results(path).rows.values()
-    assert [row["name"] for row in whole] == ["grad_ascent", "npo", "guard_prompt"]
-    assert next(iter(whole)) == done[0], "what was finished is not measured again"
+    assert f"{len(done)} of 3 are measured already" in said.err
+    whole = list(results.Results(path).rows.values())
+    assert [row["name"] for row in whole] == names
+    assert whole[: len(done)] == done, "what was finished is not measured again"
     assert all(row["step"] == row["steps"] == 2 and row["memory"] > 1e8 for row in whole)
     assert all(row["training_seconds"] < row["seconds"] for row in whole)
     assert said.out.index("`npo`") < said.out.index("what is not unlearning") < said.out.index("`guard_prompt`")

@@ -44,9 +44,10 @@ def cli(*args: Any, **more: Any) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def started(*args: Any) -> Iterator[subprocess.Popen[str]]:
-    """A `cli.py` that runs beside the test, and is gone after it."""
-    command = [sys.executable, str(ROOT / "cli.py"), *map(str, args)]
+def started(*args: Any, held_at: int | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A `cli.py` that runs beside the test, and is gone after it; its run waits at step `held_at` to be ended."""
+    program = ["cli.py"] if held_at is None else ["tests/held.py", held_at]
+    command = [sys.executable, str(ROOT / program[0]), *map(str, [*program[1:], *args])]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -348,11 +349,11 @@ def test_a_run_ended_by_sigterm_then_killed_with_kill_9_gives_the_uninterrupted_
     finished: tuple[Path, dict[str, Any]], run_file: Path, tmp_path: Path
 ) -> None:
     home, facts = finished
-    with started("run", run_file, "--home", tmp_path) as process:
+    with started("run", run_file, "--home", tmp_path, held_at=4) as process:
         run_id = reach(tmp_path, 4)["id"]
         assert end(process, signal.SIGTERM) == 143
     whole_and_interrupted(tmp_path)
-    with started("resume", run_id, "--home", tmp_path) as process:
+    with started("resume", run_id, "--home", tmp_path, held_at=13) as process:
         reach(tmp_path, 11)
         process.send_signal(signal.SIGKILL)
         assert process.wait(PATIENCE) == -signal.SIGKILL
@@ -371,7 +372,7 @@ def test_a_run_ended_by_sigterm_then_killed_with_kill_9_gives_the_uninterrupted_
 def test_ctrl_c_ends_a_run_whole_and_a_run_whose_checkpoints_were_deleted_says_so(
     run_file: Path, tmp_path: Path
 ) -> None:
-    with started("run", run_file, "--home", tmp_path) as process:
+    with started("run", run_file, "--home", tmp_path, held_at=2) as process:
         run_id = reach(tmp_path, 2)["id"]
         assert end(process, signal.SIGINT) == 130
     whole_and_interrupted(tmp_path)

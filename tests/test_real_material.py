@@ -108,7 +108,7 @@ def test_a_killed_run_on_a_real_model_goes_on_with_the_uninterrupted_numbers(tmp
     file = run_file(tmp_path, model, steps=30)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert cli("run", file, "--home", whole).returncode == 0
-    with started("run", file, "--home", killed) as process:
+    with started("run", file, "--home", killed, held_at=12) as process:
         run_id = reach(killed, 8)["id"]
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -152,7 +152,7 @@ def test_a_resumed_run_on_other_weights_is_refused(tmp_path):
     shutil.copytree(SHARED / "models" / "stories260K", copy)
     file = run_file(tmp_path, str(copy), steps=40)
     home = tmp_path / "home"
-    with started("run", file, "--home", home) as process:
+    with started("run", file, "--home", home, held_at=4) as process:
         run_id = reach(home, 4)["id"]
         process.send_signal(signal.SIGTERM)
         process.wait()

@@ -5,7 +5,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
+from unlearn_core.config import ConfigError, Facts, knob
+
+# What architectures without transformers' Cache carry from token to token (RWKV, XLNet, Reformer).
+STATES = ("past_key_values", "state", "mems", "past_buckets_states")
 
 
 @dataclass(frozen=True)
@@ -63,35 +66,50 @@ def held_back(run, amount: float) -> Iterator[None]:
     """Within: logits = base - amount * relu(reinforced - base), base = the reference, reinforced = the run's adapter.
 
     Both read the same tokens. Where the caller keeps a cache, the base gets one of its own beside it, for as long as
-    the caller's lives: keys and values of the two differ, and the public code, which has no cache, shares none.
+    the caller's lives: keys and values of the two differ, and the public code, which has no cache, shares none. Caches
+    are known by their type: transformers 5.24 renamed the argument that carries them. Raises ConfigError where the
+    model carries another kind of state from token to token, which would be read by both.
     """
     from copy import deepcopy
     from weakref import WeakKeyDictionary
 
-    caches: WeakKeyDictionary = WeakKeyDictionary()  # the caller's cache -> the base's
-    waiting: list = []  # what the base said, until the reinforced model has
+    from transformers import Cache
 
-    def ask_base(module, args, kwargs) -> None:
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            if cache not in caches:
-                if cache.get_seq_length():
-                    raise RuntimeError("This cache was begun elsewhere: what the base would have in it is not known.")
-                caches[cache] = deepcopy(cache)
-            kwargs = {**kwargs, "past_key_values": caches[cache]}
+    caches: WeakKeyDictionary = WeakKeyDictionary()  # the caller's cache -> the base's
+    base_outputs: list = []  # the base's output of a pass, until the reinforced model has its own
+
+    def base_cache(value: object) -> object:
+        """The base's counterpart of a caller's cache; anything that is not a cache as it is."""
+        if not isinstance(value, Cache):
+            return value
+        if value not in caches:
+            if value.get_seq_length():
+                raise RuntimeError("This cache was begun elsewhere: what the base would have in it is not known.")
+            caches[value] = deepcopy(value)
+        return caches[value]
+
+    def run_base(module, args, kwargs) -> None:
         with run.reference():
-            waiting[:] = [module.forward(*args, **kwargs)]
+            base_outputs[:] = [
+                module.forward(*map(base_cache, args), **{name: base_cache(value) for name, value in kwargs.items()})
+            ]
 
     def combine(module, args, kwargs, output):
-        base = waiting.pop()
-        if kwargs.get("past_key_values") is None and output.past_key_values is not None:
-            caches[output.past_key_values] = base.past_key_values
+        base = base_outputs.pop()
+        for name, value in output.items():
+            if isinstance(value, Cache):
+                caches.setdefault(value, base[name])
+            elif name in STATES and value is not None:
+                raise ConfigError(
+                    f"method.name is 'whp', and this architecture ({module.config.model_type}) carries {name!r} from "
+                    "token to token, which two models cannot share. Take another method, such as 'task_vector'."
+                )
         output.logits = base.logits - amount * (output.logits - base.logits).relu()
         return output
 
     model = run.model.get_base_model()
     hooks = [
-        model.register_forward_pre_hook(ask_base, with_kwargs=True),
+        model.register_forward_pre_hook(run_base, with_kwargs=True),
         model.register_forward_hook(combine, with_kwargs=True),
     ]
     try:
