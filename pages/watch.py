@@ -201,7 +201,7 @@ def draw_run(store: Any, run_id: str) -> bool:
     page.refused()
     banner = strip.banner(run)
     # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
-    strip.draw_banner(banner if banner and run.status in ("failed", "interrupted") else None)
+    strip.draw_banner(banner if banner and run.status != "paused" else None)
     draw_controls(store, run, banner if banner and run.status == "paused" else None)
     left, right = st.columns([1.15, 1], gap="large")
     with left:

@@ -101,7 +101,7 @@ class Follower:
         elif kind == "resumed":
             self.guard = None
             self._paces.clear()
-            self.line.say(f"step {step}: goes on.")
+            self.line.say(" ".join([f"step {step}: goes on.", payload.get("sentence", "")]).rstrip())
         elif kind == "prompt_edited":
             self.line.say(f"step {step}: slot {payload['slot']} now asks “{payload['new']}”")
         elif kind == "not_finite":

@@ -30,6 +30,7 @@ class Script:
     errors: dict[int, Exception] = field(default_factory=dict)
     not_taken: set[int] = field(default_factory=set)
     open_error: Exception | None = None
+    provenance: dict[str, Any] = field(default_factory=lambda: {"device": "none"})
     opened: list[str] = field(default_factory=list)
     stepped: list[tuple[str, int]] = field(default_factory=list)
     at_once: dict[str, int] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Session:
         return {"forget_level": 3.0, "forget_level_source": "x", "uniform_loss": 7.0, "retain_budget": 0.05}
 
     def provenance(self) -> dict:
-        return {"device": "none"}
+        return self.script.provenance
 
     def baseline_answers(self, prompts: list[str]) -> list:
         return [self._answer(prompt, "before") for prompt in prompts]

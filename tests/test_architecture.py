@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         "datasketch",
     },
     "unlearn_core/worker.py": STANDARD | {"unlearn_core.drive"},
-    "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker"},
+    "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker", "unlearn_core.provenance"},
+    "unlearn_core/provenance.py": STANDARD,
     "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "storage"},
     "pages": STANDARD | {"streamlit", "plotly", "pandas", "pages", "unlearn_core"},
 }

@@ -212,6 +212,7 @@ def test_a_state_that_two_models_cannot_share_is_refused_with_a_way_out(tiny):
         output["state"] = [torch.zeros(1)]
         return output
 
-    with inner.register_forward_hook(with_a_state, with_kwargs=True), held_back(run, 2.0):
-        with torch.no_grad(), pytest.raises(ConfigError, match="carries 'state' from token to token.*'task_vector'"):
-            inner(input_ids=ids, use_cache=True)
+    sentence = "carries 'state' from token to token.*'task_vector'"
+    hook = inner.register_forward_hook(with_a_state, with_kwargs=True)
+    with torch.no_grad(), hook, held_back(run, 2.0), pytest.raises(ConfigError, match=sentence):
+        inner(input_ids=ids, use_cache=True)

@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.parts import first_card, kept
 from storage import RunStore, export
+from unlearn_core import provenance
 from unlearn_core.config import RunConfig
 from unlearn_core.world import TARGET
 
@@ -458,6 +459,28 @@ def test_an_interrupted_run_offers_resume(store: RunStore) -> None:
     at = opened("watch", store)
     button(at, "pause_or_resume").click().run()
     assert store.commands(run_id)[-1]["kind"] == "resume"
+
+
+def test_a_run_that_began_with_other_versions_says_so_before_it_is_resumed_and_from_then_on(store: RunStore) -> None:
+    installed = provenance.versions()
+    run_id = begin(store)
+    store.set_provenance(run_id, {"versions": {**installed, "transformers": "5.0.1"}})
+    fill(store, run_id, 5, status="interrupted", reason="The process that drove it is gone.")
+    store.release(run_id, "elsewhere:1:test")
+    before = f"It would go on with transformers {installed['transformers']} instead of 5.0.1"
+    assert before in shown(opened("watch", store)) and "Resume goes on from step 5." in shown(opened("watch", store))
+    sentence = provenance.warning(["transformers 5.24.0 instead of 5.0.1"])
+    store.claim(run_id, "elsewhere:1:test", 600)
+    store.set_status(run_id, "running", None, "resumed", {"from_step": 5, "sentence": sentence})
+    assert sentence in shown(opened("watch", store))
+
+
+def test_a_run_with_the_versions_that_are_installed_has_no_warning(store: RunStore) -> None:
+    run_id = begin(store)
+    store.set_provenance(run_id, {"versions": provenance.versions()})
+    fill(store, run_id, 5, status="interrupted", reason="The process that drove it is gone.")
+    store.release(run_id, "elsewhere:1:test")
+    assert "go on with" not in shown(opened("watch", store))
 
 
 def test_a_waiting_run_names_the_one_it_waits_for(store: RunStore) -> None:

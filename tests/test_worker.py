@@ -97,6 +97,31 @@ def test_a_guard_s_verdict_pauses_with_its_sentence_and_resuming_goes_on(store, 
     assert [step for _, step in script.stepped] == [1, 2, 3, 4, 5]
 
 
+def test_a_run_that_is_resumed_with_other_versions_says_so_and_one_with_the_same_does_not(store, script, work):
+    def resumed(version: str) -> dict:
+        """The payload of the event with which another process goes on with the run."""
+        script.provenance = {"device": "none", "versions": {"torch": "2.13.0", "transformers": version}}
+        worker = work()
+        assert ask(store, run_id, "resume") is None
+        until(lambda: kinds(store, run_id).count("resumed") > before)
+        store.request(run_id, "pause")
+        reaches(store, run_id, "paused")
+        worker.stop()
+        return [event["payload"] for event in store.events(run_id) if event["kind"] == "resumed"][before]
+
+    script.provenance = {"device": "none", "versions": {"torch": "2.13.0", "transformers": "5.23.0"}}
+    run_id, before = new_run(store, steps=100_000), 0
+    worker = work()
+    at_step(store, run_id, 2)
+    store.request(run_id, "pause")
+    reaches(store, run_id, "paused")
+    worker.stop()
+    assert "transformers 5.24.0 instead of 5.23.0: its numbers can differ" in resumed("5.24.0")["sentence"]
+    before = 1
+    assert "sentence" not in resumed("5.23.0")
+    assert store.run(run_id)["provenance"]["versions"]["transformers"] == "5.23.0", "what it began with stays"
+
+
 def test_a_guard_that_speaks_in_the_last_step_is_noted_and_the_run_is_finished(store, script, work):
     script.verdicts[5] = verdict()
     run_id = new_run(store)

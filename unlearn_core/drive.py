@@ -13,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearn_core.provenance import differences, warning
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -106,7 +108,10 @@ class Drive:
             self.session.restore(self.store.home / checkpoint["path"])
             for path in self.store.truncate_after(self.run_id, checkpoint["step"]):
                 shutil.rmtree(self.store.home / path, ignore_errors=True)
-            self.store.set_status(self.run_id, "running", None, "resumed", {"from_step": checkpoint["step"]})
+            began = (self.store.run(self.run_id) or {}).get("provenance", {})
+            changed = differences(began, self.session.provenance())
+            event = {"from_step": checkpoint["step"], **({"sentence": warning(changed)} if changed else {})}
+            self.store.set_status(self.run_id, "running", None, "resumed", event)
         else:
             self._baseline()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 from torch import Tensor
@@ -40,6 +38,7 @@ from unlearn_core.models import (
 from unlearn_core.optimizers import OPTIMIZERS
 from unlearn_core.optimizers.sophia import Sophia
 from unlearn_core.prompting import encode_prompt, uses_template
+from unlearn_core.provenance import versions
 from unlearn_core.rails import Rail, make_rail
 from unlearn_core.sampling import Response, answer
 from unlearn_core.seek import Progress
@@ -219,12 +218,7 @@ class Unlearner:
     def provenance(self) -> dict[str, Any]:
         """What must be equal for the same numbers."""
         return {
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "peft": peft.__version__,
-            },
+            "versions": versions(),
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "model_fingerprint": self.loaded.fingerprint,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import streamlit as st
 
 from pages.parts import story
-from pages.parts.view import View
+from pages.parts.view import RESUMABLE, View
+from unlearn_core import provenance
 from unlearn_core.methods import METHODS
 
 SIGNS = {
@@ -60,8 +61,27 @@ def circumstances(view: View, unusual: Sequence[str]) -> str:
     return " · ".join(part for part in (view.run["name"], method, *unusual, model, device) if part)
 
 
+def resumed_otherwise(view: View) -> str:
+    """How a run that was resumed, or would be now, computes otherwise than when it began; else empty."""
+    if view.status in RESUMABLE and not view.run["lease_owner"]:
+        return provenance.warning(
+            provenance.differences(view.run["provenance"], {"versions": provenance.versions()})
+        ).replace("It goes on", "It would go on", 1)
+    resumed = [event["payload"] for event in view.events if event["kind"] == "resumed"]
+    return next((payload["sentence"] for payload in reversed(resumed) if "sentence" in payload), "")
+
+
 def banner(view: View) -> Banner | None:
     """What needs a person now; None where all goes its way."""
+    found, warned = _banner(view), resumed_otherwise(view)
+    if not warned:
+        return found
+    if found is None:
+        return Banner("warn", warned)
+    return Banner("warn" if found.kind == "calm" else found.kind, found.text, f"{found.action} {warned}".strip())
+
+
+def _banner(view: View) -> Banner | None:
     reason = view.run["status_reason"] or ""
     whole = [row["step"] for row in view.checkpoints if row["complete"]]
     back = f"Resume goes on from step {whole[-1]}." if whole else "Resume begins anew."
