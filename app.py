@@ -16,6 +16,7 @@ import streamlit as st
 from pages.parts import kept
 from pages.parts.page import PAGES
 from storage import RunStore, StoreError, export
+from unlearn_core.imports import load
 from unlearn_core.scout import CACHE, Scout
 from unlearn_core.worker import Worker
 
@@ -24,18 +25,14 @@ ROOT = Path(__file__).parent
 
 def open_unlearner(*args: Any, **kwargs: Any) -> Any:
     """Opens a run's model. Called in the worker's thread only: it alone pays for importing torch."""
-    from unlearn_core.engine import open_unlearner as opened
-
-    return opened(*args, **kwargs)
+    return load("unlearn_core.engine").open_unlearner(*args, **kwargs)
 
 
 def inspector(store: RunStore) -> Callable[..., dict[str, Any]]:
     """Looks into texts before a run. Called in the scout's thread only."""
 
     def inspect(config: dict[str, Any], report: Callable[[Any], None]) -> dict[str, Any]:
-        from unlearn_core.inspection import inspect as inspected
-
-        found = inspected(config, report, store.home / CACHE)
+        found = load("unlearn_core.inspection").inspect(config, report, store.home / CACHE)
         measured = store.step_seconds_like(config)
         return {**found, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else found
 

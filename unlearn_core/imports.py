@@ -1,0 +1,19 @@
+"""Imports of what brings PyTorch along, one thread at a time. Standard library only."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from types import ModuleType
+
+_LOCK = threading.Lock()
+
+
+def load(name: str) -> ModuleType:
+    """The module of that name; whoever comes while another thread imports waits for the end of it.
+
+    transformers puts another module in its own place while it is imported: a second thread that imports it meanwhile
+    is left with the first, which is empty ("cannot import name 'AutoModel' from 'transformers'").
+    """
+    with _LOCK:
+        return importlib.import_module(name)
