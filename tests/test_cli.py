@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,10 +46,14 @@ def cli(*args: Any, **more: Any) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(*args: Any, held_at: int | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A `cli.py` that runs beside the test, and is gone after it; its run waits at step `held_at` to be ended."""
+    """A `cli.py` that runs beside the test, and is gone after it; its run waits at step `held_at` to be ended.
+
+    It hears Ctrl-C even where the tests run in the background of a shell, whose children ignore it.
+    """
     program = ["cli.py"] if held_at is None else ["tests/held.py", held_at]
     command = [sys.executable, str(ROOT / program[0]), *map(str, [*program[1:], *args])]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe, hears = subprocess.PIPE, partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=hears) as process:
         try:
             yield process
         finally:
