@@ -59,7 +59,7 @@ class Drive:
                     return None  # it was saved whole when it paused: it stays paused, and Resume brings it back
                 if self.worker.stopping:
                     return self._close(
-                        "interrupted", "Lethe was closed; Resume goes on with the same numbers.", "interrupted"
+                        "interrupted", "Lethe was closed; Resume goes on where it stood.", "interrupted"
                     )
                 self._serve()
                 if self.ended:
