@@ -1,8 +1,9 @@
-"""Lethe in the browser: opens the store, starts the one worker, draws the navigation. `streamlit run app.py`"""
+"""Streamlit entry point: opens the store, starts the one worker, draws the navigation. `streamlit run app.py`"""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -13,62 +14,64 @@ from typing import Any
 
 import streamlit as st
 
-from pages.parts import kept
-from pages.parts.page import PAGES
+from pages.shared import kept
+from pages.shared.page import PAGES
 from storage import RunStore, StoreError, export
-from unlearn_core.imports import load
-from unlearn_core.scout import CACHE, Scout
-from unlearn_core.worker import Worker
+from unlearn_core.running.log import LogFile
+from unlearn_core.running.preview import CACHE, PreviewThread
+from unlearn_core.running.protocols import Config, Inspect, Progress, Report, Session
+from unlearn_core.running.worker import Worker
+from unlearn_core.settings.imports import load
 
 ROOT = Path(__file__).parent
 
 
-def open_unlearner(*args: Any, **kwargs: Any) -> Any:
+def open_session(config: Config, report: Report, cache: Path) -> Session:
     """Opens a run's model. Called in the worker's thread only: it alone pays for importing torch."""
-    return load("unlearn_core.engine").open_unlearner(*args, **kwargs)
+    session: Session = load("unlearn_core.training.engine").open_unlearner(config, report, cache)
+    return session
 
 
-def inspector(store: RunStore) -> Callable[..., dict[str, Any]]:
-    """Looks into texts before a run. Called in the scout's thread only."""
+def inspector(store: RunStore) -> Inspect:
+    """Reads the texts of a run before it starts. Called in the preview thread only."""
 
-    def inspect(config: dict[str, Any], report: Callable[[Any], None]) -> dict[str, Any]:
-        found = load("unlearn_core.inspection").inspect(config, report, store.home / CACHE)
+    def inspect(config: Config, report: Callable[[Progress], None]) -> dict[str, Any]:
+        facts: dict[str, Any] = load("unlearn_core.corpus.preview").inspect(config, report, store.home / CACHE)
         measured = store.step_seconds_like(config)
-        return {**found, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else found
+        return {**facts, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else facts
 
     return inspect
 
 
 def opened(home: str) -> RunStore:
-    """The one store of this process, with worker and scout started; kept outside the caches, which can be cleared."""
+    """The one store of this process, with its threads started; kept outside the caches, which can be cleared."""
     with kept.lock:
         if kept.things.get("home") != home:
             close()
             store = RunStore(home)
-            kept.things.update(home=home, store=store, worker=None, scout=None)
+            kept.things.update(home=home, store=store, worker=None, preview=None, log=LogFile(store.home))
         store = kept.things["store"]
         worker = kept.things["worker"]
         if not store.read_only and (worker is None or not worker.alive):
-            kept.things["worker"] = worker = Worker(store, partial(open_unlearner, cache=store.home / CACHE))
+            kept.things["worker"] = worker = Worker(store, partial(open_session, cache=store.home / CACHE))
             worker.start()
-        scout = kept.things["scout"]
-        if not store.read_only and (scout is None or not scout.alive):
-            kept.things["scout"] = scout = Scout(store, inspector(store))
-            scout.start()
+        preview = kept.things["preview"]
+        if not store.read_only and (preview is None or not preview.alive):
+            kept.things["preview"] = preview = PreviewThread(store, inspector(store))
+            preview.start()
     return store
 
 
 def close() -> None:
-    """Stops scout and worker (a live run is saved whole first) and closes the store."""
-    worker, store = kept.things.pop("worker", None), kept.things.pop("store", None)
-    scout = kept.things.pop("scout", None)
+    """Stops preview thread and worker (a live run is saved whole first), then closes the store and the log file."""
+    preview, worker, store, log = (kept.things.pop(name, None) for name in ("preview", "worker", "store", "log"))
     kept.things.pop("home", None)
-    if scout is not None:
-        scout.stop()
-    if worker is not None:
-        worker.stop()
-    if store is not None:
-        store.close()
+    for thread in (preview, worker):
+        if thread is not None:
+            thread.stop()
+    for file in (store, log):
+        if file is not None:
+            file.close()
 
 
 def once(act: Callable[[], Any]) -> Any:
@@ -81,8 +84,8 @@ def once(act: Callable[[], Any]) -> Any:
 
 def chart_library() -> str | None:
     """Puts plotly.js where the browser is served it from, offline; a sentence where that fails."""
-    found = find_spec("plotly")
-    source = Path(str(found.origin)).parent / "package_data" / "plotly.min.js" if found else None
+    spec = find_spec("plotly")
+    source = Path(str(spec.origin)).parent / "package_data" / "plotly.min.js" if spec else None
     target = ROOT / "static" / "plotly.min.js"
     try:
         if source is None:
@@ -112,7 +115,11 @@ def main() -> None:
     if sentence := once(chart_library):
         st.warning(sentence)
     pages = [st.Page(path, title=title, default=title == "Watch") for path, title in PAGES]
-    st.navigation(pages, position="top").run()
+    try:
+        st.navigation(pages, position="top").run()
+    except Exception:
+        logging.getLogger("lethe").exception("a page failed")
+        raise
 
 
 main()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import streamlit as st
+from markupsafe import Markup
 
-from pages.parts import about, answers, chart, controls, diff, marks, page, story, view
-from pages.parts.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
+from pages.run import answers, chart, controls, marks, view
+from pages.run.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
+from pages.setup import about
+from pages.shared import diff, glossary, page
+from pages.shared.format import percent, three
+from pages.shared.html import difference, element, joined
 
 FOLD_WORDS = 80
 HEIGHT = 260  # of the chart: here it is the map, not the territory
@@ -39,9 +43,9 @@ def remember(columns: list[tuple[str, int]]) -> None:
 def main() -> None:
     store = page.begin()
     if not wanted(store):
-        st.html(
-            "<header class='strip'><h1 class='plain'>Compare</h1><p class='sentence'>There is nothing to compare yet. "
-            "Begin a run: every step of it can be set beside every other.</p></header>"
+        page.heading(
+            "Compare",
+            "There is nothing to compare yet. Begin a run: every step of it can be set beside every other.",
         )
         st.page_link("pages/watch.py", label="Begin a run", icon=":material/arrow_forward:")
         return
@@ -74,10 +78,7 @@ def draw(store: Any) -> None:
     columns = [Column(letter, loaded, step) for letter, loaded, step in _loaded(store)]
     remember([(column.view.id, column.step) for column in columns])
     found = rows(columns, store.home)
-    st.html(
-        "<header class='strip'><h1 class='plain'>Compare</h1>"
-        f"<p class='sentence' role='status'>{html.escape(summary(columns, found))}</p></header>"
-    )
+    page.heading("Compare", summary(columns, found))
     page.refused()
     draw_chart(store, columns)
     draw_heads(store, columns)
@@ -97,8 +98,8 @@ def summary(columns: list[Column], found: list[Row]) -> str:
     changed = sum(row.cells[0].text != row.cells[-1].text for row in both)
     where = "" if first.view.id == last.view.id else f" of {first.view.run['name']} and {last.view.run['name']}"
     price = last.view.change(last.view.kept_name, last.step)
-    kept = "Loss on unseen text" if last.view.kept_name == "holdout_loss" else "Retain loss"
-    cost = f" {kept} at {last.title}: {story.percent(price)} since its start." if price is not None else ""
+    kept = glossary.loss(last.view.kept_name).capitalize()
+    cost = f" {kept} at {last.title}: {percent(price)} since its start." if price is not None else ""
     return f"From {first.title} to {last.title}{where}, {changed} of {len(both)} answers changed.{cost}"
 
 
@@ -213,7 +214,7 @@ def _choice(names: dict[str, str], place: int, column: Column) -> None:
     )
 
 
-def head(column: Column, store: Any, first: bool) -> str:
+def head(column: Column, store: Any, first: bool) -> Markup:
     """The step with its losses and badges."""
     loaded, step = column.view, column.step
     badges = []
@@ -228,62 +229,59 @@ def head(column: Column, store: Any, first: bool) -> str:
         badges.append("no checkpoint")
     elif checkpoint["step"] == step:
         badges.append("checkpoint")
-    numbers = [f"forget {story.three(loaded.value('forget_loss', step))}"]
+    numbers = [f"forget {three(loaded.value('forget_loss', step))}"]
     numbers += [
-        f"{chart.LINES[name][0]} {story.percent(change)}"
+        f"{chart.LINES[name][0]} {percent(change)}"
         for name in chart.KEPT
         if (change := loaded.change(name, step)) is not None
     ]
-    shown = "".join(f"<span class='badge'>{html.escape(badge)}</span>" for badge in badges)
-    return (
-        f"<div class='column-head'><h2>{html.escape(column.title)} "
-        f"<small>{html.escape(loaded.run['target'])} · {html.escape(about.label(loaded.run['method']))}</small></h2>"
-        f"<p class='numbers'>{html.escape(' · '.join(numbers))}</p><p class='badges'>{shown}</p></div>"
+    what = f"{loaded.run['target']} · {about.label(loaded.run['method'])}"
+    return element(
+        "div.column-head",
+        element("h2", f"{column.title} ", element("small", what)),
+        element("p.numbers", " · ".join(numbers)),
+        element("p.badges", (element("span.badge", badge) for badge in badges)),
     )
 
 
 # ------------------------------------------------------------------------------------------------- the answers
 
 
-def table(columns: list[Column], found: list[Row]) -> str:
-    """All questions with their answers, as escaped HTML."""
+def table(columns: list[Column], found: list[Row]) -> Markup:
+    """All questions with their answers, as HTML."""
     lines = []
     for row in found:
-        tag = answers.TAGS[row.role]
-        asked = html.escape(diff.visible(row.prompt))
-        question = f"<span class='role' data-role='{row.role}'>{tag}</span> <h3>{asked}</h3>"
-        cells = "".join(cell(columns, row, place) for place in range(len(columns)))
-        lines.append(
-            f"<section class='row'><div class='question'>{question}</div>"
-            f"<div class='cells' style='--n:{len(columns)}'>{cells}</div></section>"
-        )
-    return f"<div class='compare'>{''.join(lines)}</div>"
+        role = element("span.role", answers.TAGS[row.role], data_role=row.role)
+        question = element("div.question", role, " ", element("h3", diff.visible(row.prompt)))
+        cells = (cell(columns, row, place) for place in range(len(columns)))
+        lines.append(element("section.row", question, element("div.cells", cells, style=f"--n:{len(columns)}")))
+    return element("div.compare", lines)
 
 
-def cell(columns: list[Column], row: Row, place: int) -> str:
+def cell(columns: list[Column], row: Row, place: int) -> Markup:
     here, reference = row.cells[place], row.cells[0]
-    name = html.escape(columns[place].title)
-    note = f"<p class='note'>{html.escape(here.note)}</p>" if here.note else ""
-    return f"<div class='cell'><p class='which'>{name}</p>{_said(here, reference, place, row)}{note}</div>"
+    name = element("p.which", columns[place].title)
+    note = element("p.note", here.note) if here.note else None
+    return element("div.cell", name, _said(here, reference, place, row), note)
 
 
-def _said(here: Cell, reference: Cell, place: int, row: Row) -> str:
+def _said(here: Cell, reference: Cell, place: int, row: Row) -> Markup:
     if here.text is None:
-        return ""
+        return Markup("")
     text = here.text or answers.NO_ANSWER
     other = reference.text if place else row.cells[-1].text if len(row.cells) == 2 else None
     if place and here.text == reference.text:
-        return "<p class='said quiet'>the same</p>"
+        return element("p.said.quiet", "the same")
     found = [diff.Segment("same", diff.visible(text))]
     if other is not None and other != here.text:
         other = other or answers.NO_ANSWER
         found = diff.side(other, text, "ins") if place else diff.side(text, other, "del")
     kept, beyond = diff.folded(found, FOLD_WORDS)
-    shown = f"<p class='said'>{diff.to_html(kept)}{' …' if beyond else ''}</p>"
+    shown = element("p.said", difference(kept), " …" if beyond else None)
     if not beyond:
         return shown
-    whole = f"<summary>all of it, {beyond} more words</summary><p class='said'>{diff.to_html(found)}</p>"
-    return f"{shown}<details>{whole}</details>"
+    more = element("summary", f"all of it, {beyond} more words")
+    return joined(shown, element("details", more, element("p.said", difference(found))))
 
 
 # ------------------------------------------------------------------------------------------------- a new question
@@ -311,7 +309,7 @@ def draw_question(store: Any, columns: list[Column]) -> None:
         ),
         "",
     )
-    st.html(f"<p class='told' role='status'>{html.escape(why or told)}</p>")
+    st.html(element("p.told", why or told, role="status"))
     if sent and text.strip():
         for run_id in dict.fromkeys(column.view.id for column in columns):
             steps = sorted({column.step for column in columns if column.view.id == run_id})

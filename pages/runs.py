@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import zipfile
 from pathlib import Path
@@ -11,7 +10,13 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.parts import about, controls, first_card, page, story, strip, view
+from pages.run import controls, headline, story, view
+from pages.setup import about, session
+from pages.setup.draft import of_run
+from pages.shared import banner, glossary, page
+from pages.shared.banner import Banner
+from pages.shared.format import percent, three
+from pages.shared.html import element
 
 TICK = 3.0
 MOST_PACKED = 1 << 28  # bytes of an adapter or a model that are offered as one file
@@ -20,10 +25,7 @@ MOST_PACKED = 1 << 28  # bytes of an adapter or a model that are offered as one 
 def main() -> None:
     store = page.begin()
     if not store.runs():
-        st.html(
-            "<header class='strip'><h1 class='plain'>Runs</h1><p class='sentence'>No run yet. The first one takes a "
-            "word, two questions and a click.</p></header>"
-        )
+        page.heading("Runs", "No run yet. The first one takes a word, two questions and a click.")
         st.page_link("pages/watch.py", label="Begin the first run", icon=":material/arrow_forward:")
         return
 
@@ -42,13 +44,13 @@ def table(store: Any, runs: list[dict[str, Any]]) -> pd.DataFrame:
         kept = "holdout_loss" if "holdout_loss" in first else "retain_loss"
         found.append(
             {
-                "state": strip.status_words(run["status"]),
+                "state": headline.status_words(run["status"]),
                 "name": run["name"],
                 "word": run["target"],
                 "method": about.label(run["method"]),
                 "step": f"{run['last_step']} of {run['config'].get('schedule', {}).get('steps', '?')}",
                 "forget loss": _from_to(first.get("forget_loss"), last.get("forget_loss")),
-                "retain loss": _change(first.get(kept), last.get(kept)),
+                "holdout loss": _change(first.get(kept), last.get(kept)),
                 "begun": pd.Timestamp(run["created_at"]),
             }
         )
@@ -56,11 +58,11 @@ def table(store: Any, runs: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _from_to(first: float | None, last: float | None) -> str:
-    return f"{story.three(first)} → {story.three(last)}" if first is not None and last is not None else "–"
+    return f"{three(first)} → {three(last)}" if first is not None and last is not None else "–"
 
 
 def _change(first: float | None, last: float | None) -> str:
-    return story.percent(last / first - 1) if first and last is not None else "–"
+    return percent(last / first - 1) if first and last is not None else "–"
 
 
 def draw(store: Any) -> None:
@@ -71,7 +73,7 @@ def draw(store: Any) -> None:
     busy = sum(run["status"] in view.LIVE for run in runs)
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     told = f"{count}, {busy} of them moving." if busy else f"{count}, none of them moving."
-    st.html(f"<header class='strip'><h1 class='plain'>Runs</h1><p class='sentence'>{html.escape(told)}</p></header>")
+    page.heading("Runs", told)
     chosen = _table(store, runs)
     page.refused()
     with st.container(border=True, key="chosen_run"):
@@ -92,11 +94,11 @@ def _table(store: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
         alt="All runs; choose a row to open, rename, delete or export it.",
         selection_default={"selection": {"rows": [start], "columns": [], "cells": []}},
         column_config={
-            "retain loss": st.column_config.TextColumn(
-                help="Change since the start, on unseen text where there is such text."
+            "holdout loss": st.column_config.TextColumn(
+                help=f"{glossary.MEANING['holdout_loss']} Its change; without a holdout, of retain loss."
             ),
             "forget loss": st.column_config.TextColumn(
-                help="Nats per token on the passages to forget, before step 1 and now."
+                help=f"{glossary.MEANING['forget_loss']} Before step 1 and now."
             ),
             "begun": st.column_config.DatetimeColumn(format="distance"),
             "word": st.column_config.TextColumn(width="medium"),
@@ -114,10 +116,8 @@ def _chosen(store: Any, run: dict[str, Any]) -> None:
     about = (
         story.sentence(loaded.facts(loaded.last_step)) if loaded.answers else run["status_reason"] or "Not begun yet."
     )
-    st.html(
-        f"<div class='column-head'><h2>{html.escape(run['name'])} <small>{html.escape(run['target'])}</small></h2>"
-        f"<p>{html.escape(about)}</p></div>"
-    )
+    title = element("h2", f"{run['name']} ", element("small", run["target"]))
+    st.html(element("div.column-head", title, element("p", about)))
     ro = page.read_only(store)
     why = controls.reasons(loaded, ro)["resume"]
     with st.container(horizontal=True):
@@ -131,7 +131,7 @@ def _chosen(store: Any, run: dict[str, Any]) -> None:
             page.attempt(store.request, run["id"], "resume")
             _go("pages/watch.py", run)
         if st.button("New run like this", key="run_again", help="To the card on Watch, filled in as this run was."):
-            first_card.take(run["config"])
+            session.take(store, of_run(run["config"]))
             st.session_state.pop("card_ticket", None)
             st.switch_page("pages/watch.py", query_params={"new": "1"})
         _rename(store, run, ro)
@@ -148,7 +148,7 @@ def _chosen(store: Any, run: dict[str, Any]) -> None:
         )
     if st.session_state.get("deleting") == run["id"]:
         _really(store, loaded)
-    st.html(f"<p class='told' role='status'>{html.escape(controls.told(loaded.commands))}</p>")
+    st.html(element("p.told", controls.told(loaded.commands), role="status"))
 
 
 def view_held(loaded: view.View) -> str | None:
@@ -198,12 +198,12 @@ def lost(loaded: view.View) -> str:
     """What goes with the run, in a sentence."""
     said = sum(len(rows) for rows in loaded.answers.values())
     size = sum(row["bytes"] or 0 for row in loaded.checkpoints) / 1e6
-    saved = f"{len(loaded.checkpoints)} checkpoints ({story.three(size)} MB)" if loaded.checkpoints else "no checkpoint"
+    saved = f"{len(loaded.checkpoints)} checkpoints ({three(size)} MB)" if loaded.checkpoints else "no checkpoint"
     return f"“{loaded.run['name']}” goes for good: {loaded.last_step} steps, {said} answers and {saved}."
 
 
 def _really(store: Any, loaded: view.View) -> None:
-    strip.draw_banner(strip.Banner("bad", lost(loaded)))
+    banner.draw(Banner("bad", lost(loaded)))
     with st.container(horizontal=True):
         st.button("Delete it for good", key="run_delete_yes", on_click=_delete, args=(store, loaded.id))
         st.button("Keep it", key="run_delete_no", on_click=_keep)
@@ -247,7 +247,7 @@ def _export(store: Any, loaded: view.View) -> None:
             if made["full"]
             else "The adapter lies here, in PEFT's own format"
         )
-        st.html(f"<p class='quiet'>As of step {made['step']}. {what}:</p>")
+        st.html(element("p.quiet", f"As of step {made['step']}. {what}:"))
         st.code(made["folder"], language=None, wrap_lines=True)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import streamlit as st
 
-from pages.parts import answers, chart, controls, first_card, gauges, knobs, page, story, strip, view
+from pages.run import answers, chart, controls, gauges, headline, story, view
+from pages.setup import first_card, knobs
+from pages.shared import banner, page
+from pages.shared.banner import Banner
+from pages.shared.format import three
+from pages.shared.html import element
 
 LIVE_TICK, IDLE_TICK = 1.0, 3.0
 
@@ -32,9 +36,7 @@ def chosen_run(store: Any) -> str | None:
 
 
 def missing(run_id: str) -> None:
-    st.html(
-        f"<header class='strip'><p class='sentence'>There is no run {html.escape(run_id[:40])} any more.</p></header>"
-    )
+    page.heading("", f"There is no run {run_id[:40]} any more.")
     st.page_link("pages/runs.py", label="See the runs that there are")
 
 
@@ -105,15 +107,15 @@ def _followed() -> None:
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def draw_controls(store: Any, run: view.View, banner: strip.Banner | None) -> None:
+def draw_controls(store: Any, run: view.View, notice: Banner | None) -> None:
     def ask(kind: str) -> None:
         page.attempt(store.request, run.id, kind)
 
     with st.container(horizontal=True, vertical_alignment="center", key="controls"):
         controls.draw(run, ask, page.read_only(store))
         told = controls.told(run.commands)
-        words = strip.markup(banner) if banner and not told else html.escape(told)
-        st.html(f"<div class='told' role='status'>{words}</div>", width="stretch")
+        words = banner.markup(notice) if notice and not told else told
+        st.html(element("div.told", words, role="status"), width="stretch")
         st.toggle("follow latest", key="follow", on_change=_followed)
         st.slider(
             "step",
@@ -171,9 +173,7 @@ def _unzoom(run: view.View) -> None:
 def alternative(run: view.View, step: int) -> str:
     """The chart in words, for who cannot see it."""
     said = [
-        f"{chart.LINES[name][0]} loss {story.three(run.value(name, step))}"
-        for name in chart.LINES
-        if run.value(name, step)
+        f"{chart.LINES[name][0]} loss {three(run.value(name, step))}" for name in chart.LINES if run.value(name, step)
     ]
     return f"Losses up to step {run.last_step}. At step {step}: {', '.join(said) or 'nothing measured yet'}."
 
@@ -193,16 +193,16 @@ def draw_run(store: Any, run_id: str) -> bool:
     )
     with st.container(horizontal=True, key="head"):
         with st.container(width="stretch"):
-            strip.draw(run, story.sentence(run.facts(step, waits)) or "", step)
+            headline.draw(run, story.sentence(run.facts(step, waits)) or "", step)
         with st.container(width="content", horizontal_alignment="right", key="aside"):
-            about = strip.circumstances(run, knobs.unusual(run.run["config"]))
-            st.html(f"<p class='quiet circumstances'>{html.escape(about)}</p>")
+            about = headline.circumstances(run, knobs.unusual(run.run["config"]))
+            st.html(element("p.quiet.circumstances", about))
             st.button("New run", key="new_run", type="tertiary", icon=":material/add:", on_click=_new)
     page.refused()
-    banner = strip.banner(run)
+    notice = headline.banner(run)
     # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
-    strip.draw_banner(banner if banner and run.status != "paused" else None)
-    draw_controls(store, run, banner if banner and run.status == "paused" else None)
+    banner.draw(notice if notice and run.status != "paused" else None)
+    draw_controls(store, run, notice if notice and run.status == "paused" else None)
     left, right = st.columns([1.15, 1], gap="large")
     with left:
         asked = answers.draw(run, step, "answers", controls.reasons(run, page.read_only(store))["prompt"])

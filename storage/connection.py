@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from sqlite_utils import Database
 
@@ -70,6 +70,8 @@ class Connection:
 
     Raises StoreError when the home cannot be used. A file from a newer version opens read-only and `notice` says so.
     """
+
+    Error: ClassVar[type[Exception]] = StoreError  # as in PEP 249, for callers that import no storage
 
     def __init__(self, home: str | Path) -> None:
         self.home = Path(home).expanduser().absolute()

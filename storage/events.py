@@ -65,15 +65,15 @@ class Events(Connection):
             )
             return cursor.rowcount == 1
 
-    def finish(self, command_id: int, error: str | None = None) -> None:
-        """Mark the command as done, or as refused with `error`; the first answer stands."""
+    def finish(self, command_id: int, error: str | None = None, code: str | None = None) -> None:
+        """Mark the command as done, or refused with `error` (a sentence) and `code` (a word); the first one stands."""
         at = now()
         with self.write() as conn:
             self._must_exist(conn, command_id)
             conn.execute(
-                "UPDATE commands SET acknowledged_at = coalesce(acknowledged_at, ?), done_at = ?, error = ?"
+                "UPDATE commands SET acknowledged_at = coalesce(acknowledged_at, ?), done_at = ?, error = ?, code = ?"
                 " WHERE id = ? AND done_at IS NULL",
-                (at, at, error, command_id),
+                (at, at, error, code, command_id),
             )
 
     @staticmethod

@@ -66,6 +66,12 @@ def tables(db: Database) -> None:
         db.execute(index)
 
 
+@MIGRATIONS(name="002_command_codes")
+def command_codes(db: Database) -> None:
+    """Why a command was refused, as a word for programs, beside the sentence in `error`."""
+    db.execute("ALTER TABLE commands ADD COLUMN code TEXT")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

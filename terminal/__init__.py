@@ -1,1 +1,1 @@
-"""What the terminal's door says: as `pages/` is to `app.py`, so is this to `cli.py`. Loads no torch."""
+"""What the command line prints: `cli.py`'s counterpart of `pages/`. Loads no torch."""

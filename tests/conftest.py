@@ -12,9 +12,9 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.scripted import Script, WatchedStore
-    from unlearn_core.config import RunConfig
-    from unlearn_core.engine import Unlearner
-    from unlearn_core.worker import Worker
+    from unlearn_core.running.worker import Worker
+    from unlearn_core.settings.run_config import RunConfig
+    from unlearn_core.training.engine import Unlearner
 
 # As many test processes as cores share these out, and what they start with them; torch reads this when it is imported.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
@@ -87,8 +87,8 @@ class Tiny:
 
     def settings(self, kind: str = "gptj", **sections: Any) -> dict[str, Any]:
         """A run file's content with small numbers, whatever the presets say; `sections` are laid over it."""
-        from unlearn_core.config import RunConfig, overlay
         from unlearn_core.methods import METHODS
+        from unlearn_core.settings.run_config import RunConfig, overlay
 
         parts = [entry for entry in fields(RunConfig) if str(entry.type).endswith("Settings")]
         plain: dict[str, Any] = {part.name: asdict(part.default_factory()) for part in parts}  # type: ignore[misc]
@@ -116,13 +116,13 @@ class Tiny:
         return overlay(overlay(plain, small), sections)
 
     def config(self, kind: str = "gptj", **sections: Any) -> RunConfig:
-        from unlearn_core.config import RunConfig
+        from unlearn_core.settings.run_config import RunConfig
 
         return RunConfig.from_dict(self.settings(kind, **sections))
 
     def open(self, kind: str = "gptj", **sections: Any) -> Unlearner:
         """A run whose baseline is measured: ready for its first step."""
-        from unlearn_core.engine import Unlearner
+        from unlearn_core.training.engine import Unlearner
 
         run = Unlearner(self.config(kind, **sections))
         run.measure_baseline()
@@ -174,7 +174,7 @@ def store(tmp_path: Path) -> Iterator[WatchedStore]:
 @pytest.fixture
 def work(store: WatchedStore, script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
     """Starts a worker on the store; all are stopped at the end."""
-    from unlearn_core import worker as module
+    from unlearn_core.running import worker as module
 
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.004)
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.03)

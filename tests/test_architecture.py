@@ -7,38 +7,38 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CORE = "unlearn_core"
 STANDARD = frozenset(sys.stdlib_module_names) - {"sqlite3"}
 OUR_OWN = {"unlearn_core", "storage", "pages", "app", "bench", "cli", "terminal"}
 HEAVY = {"torch", "transformers", "peft", "safetensors", "tokenizers"}
-LIGHT_ROOMS = ("config", "corpus", "readers", "windows", "world", "methods", "worker", "guard")
+LIGHT_ROOMS = ("settings.run_config", "corpus.windows", "world", "methods", "guard_rails", "running.worker")
 LIGHT = tuple(f"unlearn_core.{name}" for name in LIGHT_ROOMS)
+# From the top: a folder imports only folders behind it, also while type checking. `context` is a file.
+ORDER = (
+    "running", "training", "metrics", "methods", "guard_rails", "masks", "optimizers", "context", "corpus", "model",
+    "settings", "world",
+)  # fmt: skip
+MOST_LEVELS = 9
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "unlearn_core": STANDARD
     | HEAVY
-    | {"unlearn_core", "tomli_w", "tqdm", "datasets", "numpy", "huggingface_hub", "jinja2"}
-    | {
-        "charset_normalizer",
-        "ijson",
-        "mwparserfromhell",
-        "pyarrow",
-        "regex",
-        "xxhash",
-        "sklearn",
-        "zstandard",
-        "datasketch",
-    },
-    "unlearn_core/worker.py": STANDARD | {"unlearn_core.drive"},
-    "unlearn_core/drive.py": STANDARD | {"unlearn_core.worker", "unlearn_core.provenance"},
-    "unlearn_core/provenance.py": STANDARD,
+    | {"unlearn_core", "tomli_w", "datasets", "numpy", "huggingface_hub", "jinja2", "charset_normalizer", "ijson"}
+    | {"mwparserfromhell", "pyarrow", "regex", "xxhash", "sklearn", "zstandard", "datasketch"},
+    "unlearn_core/running": STANDARD | {"unlearn_core.running", "unlearn_core.settings.provenance"},
+    "unlearn_core/settings/provenance.py": STANDARD,
+    "unlearn_core/settings/imports.py": STANDARD,
     "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "storage"},
-    "pages": STANDARD | {"streamlit", "plotly", "pandas", "pages", "unlearn_core"},
+    "pages": STANDARD | {"streamlit", "plotly", "pandas", "markupsafe", "pages", "unlearn_core"},
+    "pages/shared/format.py": STANDARD,
+    "pages/shared/diff.py": STANDARD,
 }
 
 
@@ -130,7 +130,7 @@ def test_opening_a_page_reaches_nothing_heavy(room):
 
 
 def test_the_walk_sees_what_python_does():
-    assert "torch" in reached("unlearn_core.engine", set()) and "torch" in reached("unlearn_core.world.build", set())
+    assert "torch" in reached("unlearn_core.training.engine", set()) and "torch" in reached("bench.world_build", set())
     assert "sqlite_utils" in reached("storage", set())
 
 
@@ -140,6 +140,60 @@ def test_the_light_parts_import_neither_torch_nor_transformers_nor_peft():
     assert done.stdout.strip() == ""
 
 
+def core_imports() -> dict[str, dict[str, list[str]]]:
+    """Module of the core -> module of the core that it imports, type checking included -> the names that it takes."""
+    paths = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files(CORE)}
+    found: dict[str, dict[str, list[str]]] = {name: {} for name in paths}
+    for name, path in paths.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == CORE:
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    module = whole if whole in paths else str(node.module)
+                    if module in paths and module != name:
+                        found[name].setdefault(module, []).append(alias.name)
+    return found
+
+
+def folder(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_no_two_modules_of_the_core_import_each_other_by_any_way():
+    graph = core_imports()
+    try:
+        tuple(TopologicalSorter({name: set(uses) for name, uses in graph.items()}).static_order())
+    except CycleError as error:
+        circle = error.args[1]
+        pairs = zip(circle[1:], circle, strict=False)
+        ties = [f"{user} -> {used}: {', '.join(graph[user].get(used, []))}" for user, used in pairs]
+        pytest.fail("an import cycle:\n" + "\n".join(ties))
+
+
+def test_every_import_of_the_core_points_down_the_order_of_folders():
+    assert {folder(name) for name in core_imports()} - {""} == set(ORDER), "a folder has no place in ORDER"
+    upward = [
+        f"{user} -> {used}: {', '.join(names)}"
+        for user, uses in core_imports().items()
+        for used, names in uses.items()
+        if folder(user) and folder(used) and ORDER.index(folder(user)) > ORDER.index(folder(used))
+    ]
+    assert not upward, "\n".join(upward)
+
+
+def test_the_core_has_few_levels_of_folders():
+    below: dict[str, set[str]] = {name: set() for name in ORDER}
+    for user, uses in core_imports().items():
+        if folder(user):
+            below[folder(user)] |= {folder(used) for used in uses} - {"", folder(user)}
+
+    @cache
+    def level(name: str) -> int:
+        return 1 + max(map(level, below[name]), default=0)
+
+    assert max(map(level, ORDER)) <= MOST_LEVELS, {name: level(name) for name in ORDER}
+
+
 def test_there_is_no_drawer_for_everything():
     names = {path.name for room in OUR_OWN for path in files(room if (ROOT / room).is_dir() else f"{room}.py")}
-    assert not names & {"utils.py", "common.py", "helpers.py", "misc.py", "base.py"}
+    assert not names & {"utils.py", "common.py", "helpers.py", "misc.py"}

@@ -1,24 +1,34 @@
-"""The documentation tells the truth: the README's tree is the tree, and whatever is public says what it does."""
+"""The documentation is right: the README's tree, commands and links exist, and what is public has a docstring."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import json
+import os
 import re
+import socket
 import subprocess
+import sys
+import time
+from importlib.metadata import version
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
-from unlearn_core.config import PRESETS, RunConfig, knobs
+from cli import make_parser
 from unlearn_core.methods import METHODS
+from unlearn_core.settings.knobs import knobs
+from unlearn_core.settings.presets import PRESETS
+from unlearn_core.settings.run_config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOMS = ("unlearn_core", "storage", "pages", "terminal", "bench", "tests")
 PATH = re.compile(r"[\w.-]+(/[\w.-]+)*(\.\w+|/)")
 SOURCE = re.compile(r"arxiv|doi|https?://|\d{4}\.\d{4,5}", re.IGNORECASE)
-
-no_readme = pytest.mark.skipif(not README.exists(), reason="there is no README.md")
 
 
 def our_files() -> set[str]:
@@ -28,10 +38,10 @@ def our_files() -> set[str]:
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode == 0:
-        found = {name for name in listed.stdout.split() if (ROOT / name).is_file()}
+        paths = {name for name in listed.stdout.split() if (ROOT / name).is_file()}
     else:
-        found = {str(path.relative_to(ROOT)) for room in (".", *ROOMS) for path in (ROOT / room).glob("**/*.py")}
-    return {name for name in found if "/" not in name or name.split("/")[0] in ROOMS}
+        paths = {str(path.relative_to(ROOT)) for room in (".", *ROOMS) for path in (ROOT / room).glob("**/*.py")}
+    return {name for name in paths if "/" not in name or name.split("/")[0] in ROOMS}
 
 
 def tree() -> list[str]:
@@ -52,24 +62,114 @@ def tree() -> list[str]:
     return named
 
 
-@no_readme
-def test_every_path_in_the_readme_s_tree_exists():
-    named = tree()
-    assert len(named) > 30, "the README shows the tree of the project in a fenced block"
-    assert not [path for path in named if not (ROOT / path).exists()]
-    assert len(named) == len(set(named))
+def test_every_path_in_the_readme_s_tree_exists() -> None:
+    paths = tree()
+    assert len(paths) > 20, "the README shows the tree of the project in a fenced block"
+    assert not [path for path in paths if not (ROOT / path).exists()]
+    assert len(paths) == len(set(paths))
 
 
-@no_readme
-def test_every_python_file_is_in_the_readme_s_tree():
-    """By its own name, or by its folder's where the tree does not go into that."""
-    named = tree()
-    leaves = [path for path in named if path.endswith("/") and not any(p != path and p.startswith(path) for p in named)]
-    missing = {
-        path for path in our_files()
-        if path not in named and not path.endswith("__init__.py") and not path.startswith(("tests/", *leaves))
-    }  # fmt: skip
-    assert not missing and "tests/" in named
+def test_the_readme_s_tree_names_every_folder_of_the_core_every_page_and_every_file_at_the_root() -> None:
+    """It names folders; single files only of the root and of pages."""
+    files, named = our_files(), set(tree())
+    folders = {f"{path.rsplit('/', 1)[0]}/" for path in files if "/" in path}
+    top = {folder for folder in folders if folder.count("/") == 1}
+    rooms = {folder for folder in folders if folder.startswith(("unlearn_core/", "pages/")) and folder.count("/") == 2}
+    pages = {path for path in files if path.startswith("pages/") and path.count("/") == 1} - {"pages/__init__.py"}
+    at_the_root = {path for path in files if "/" not in path}
+    assert {"pages/watch.py", "app.py"} <= pages | at_the_root and "unlearn_core/methods/" in rooms
+    assert not (top | rooms | pages | at_the_root) - named
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_to_a_file_leads_to_one(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if not (page.parent / link).exists()]
+
+
+def test_every_number_that_a_run_records_is_in_the_table_of_metrics() -> None:
+    pinned = json.loads((ROOT / "tests" / "trajectories" / "pinned.json").read_text(encoding="utf-8"))
+    recorded = {name for case in pinned["cases"].values() for name in case["points"]}
+    described = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "removed_share" in recorded and not recorded - set(described)
+    assert len(described) == len(set(described))
+
+
+def test_a_term_is_explained_once_in_the_glossary() -> None:
+    terms = re.findall(r"^- \*\*(.+?)\*\*", (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(terms) == len(set(terms)) and {"holdout loss", "removed share", "retain budget", "dial"} <= set(terms)
+
+
+# ------------------------------------------------------------------------------------------- the README's two commands
+
+
+def commands() -> list[str]:
+    """The commands of the README's fenced blocks that install and start something."""
+    blocks = re.findall(r"```\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    return [block.strip() for block in blocks if block.startswith("python -m pip install")]
+
+
+def test_the_readme_has_one_command_to_start_and_one_to_test_and_what_they_name_exists() -> None:
+    start, test = (command.split(" && ") for command in commands())
+    assert start == ["python -m pip install -r requirements.txt", "streamlit run app.py"]
+    assert test == ["python -m pip install -r requirements-dev.txt", "python -m pytest"]
+    for command in (start, test):
+        requirements = ROOT / command[0].rsplit(" ", 1)[1]
+        named = re.findall(r"^-[rc] (\S+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+        assert named and all((ROOT / name).is_file() for name in named)
+        pins = re.findall(r"^([\w.-]+)==(\S+)", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+        assert pins and all(version(name) for name, _ in pins), "every package that it installs can be found here"
+
+
+@pytest.mark.slow
+def test_the_readme_s_first_command_starts_the_app(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    streamlit, *words = commands()[0].split(" && ")[1].split()
+    options = ["--server.headless=true", "--server.address=127.0.0.1", f"--server.port={port}"]
+    with (tmp_path / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", streamlit, *words, *options],
+            cwd=ROOT, env={**os.environ, "LETHE_HOME": str(tmp_path)}, stdout=log, stderr=log,
+        )  # fmt: skip
+        try:
+            status, end = 0, time.monotonic() + 60
+            while status != 200 and process.poll() is None and time.monotonic() < end:
+                with (
+                    contextlib.suppress(OSError),
+                    urlopen(f"http://127.0.0.1:{port}/_stcore/health", timeout=5) as reply,
+                ):
+                    status = reply.status
+                time.sleep(0.1)
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert status == 200, (tmp_path / "log.txt").read_text()
+
+
+def test_the_readme_s_second_command_collects_the_tests() -> None:
+    program = commands()[1].split(" && ")[1].split()
+    done = subprocess.run(
+        [sys.executable, *program[1:], "-n", "0", "--collect-only", "tests/storage", str(Path(__file__))],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "tests/test_docs.py" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_commands_of_the_command_line_that_documents_name_exist() -> None:
+    for page in DOCUMENTS:
+        for verb in sorted(set(re.findall(r"python cli\.py ([a-z]+)", page.read_text(encoding="utf-8")))):
+            with pytest.raises(SystemExit) as ended:
+                make_parser().parse_args([verb, "--help"])
+            assert ended.value.code == 0, f"{page.name}: {verb}"
+
+
+# ---------------------------------------------------------------------------------------------- what is in the code
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob
 
 
 @dataclass(frozen=True)
-class ACDC:
+class ACDC(Method):
     """Ascent and descent in turn, each with an optimizer of its own: up on what is to be forgotten, down on the rest.
 
     One step: theta <- optimizer_1(-NLL(forget)), then theta <- optimizer_2(retain_weight * NLL(retain)
@@ -38,17 +35,14 @@ class ACDC:
     retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep, in the descent")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text, in the descent")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import nll
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        return Objective(-model.nll(batch.forget).mean_per_token.mean())
 
-        return Objective(-nll(model, batch.forget).mean_per_token.mean())
-
-    def descent(self, model, batch, reference):
+    def descent(self, model: LanguageModel, batch: Batch, reference: Reference) -> Tensor:
         """What the second optimizer steps down on; its weights scale the two sets against each other."""
-        from unlearn_core.models import keep_loss
-
-        return keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
+        loss = self.retain_loss(model, batch, reference)
+        assert loss is not None, "an alternating method draws retain windows in every step"
+        return loss
 
 
 METHOD = ACDC

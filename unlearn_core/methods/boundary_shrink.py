@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    Tensor,
+    functional,
+    knob,
+)
 
 
 @dataclass(frozen=True)
-class BoundaryShrink:
+class BoundaryShrink(Method):
     """Boundary shrink, experimental: what is forgotten goes to the neighbouring class, token by token.
 
     L = mean over forget tokens of CE(model, arg-max of the reference without the label) + retain_weight * NLL(retain)
@@ -39,19 +46,14 @@ class BoundaryShrink:
     retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its authors use none")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from torch.nn.functional import cross_entropy
-
-        from unlearn_core.logits import labelled, per_token
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        def to_the_nearest(logits, labels, before):
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        def to_the_nearest(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+            assert before is not None
             nearest = before.scatter(1, labels[:, None], float("-inf")).argmax(1)
-            return cross_entropy(logits, nearest, reduction="none")
+            return functional.cross_entropy(logits, nearest, reduction="none")
 
-        forget = per_token(model, batch.forget, to_the_nearest, reference).sum() / labelled(batch.forget)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        forget = model.per_token(batch.forget, to_the_nearest, reference).sum() / batch.forget.labelled
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = BoundaryShrink

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob
 
 
 @dataclass(frozen=True)
-class CEU:
+class CEU(Method):
     """Cross-entropy unlearning: the model learns its own prediction with the right word struck out.
 
     L = mean over forget tokens of CE(softmax(model) || softmax(own logits, label at -infinity, no gradient))
@@ -39,17 +36,13 @@ class CEU:
     retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its author needs none")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.logits import labelled, per_token
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        def without_the_label(logits, labels, before):
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        def without_the_label(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
             aim = logits.detach().scatter(1, labels[:, None], float("-inf")).softmax(-1)
             return -(aim * logits.log_softmax(-1)).sum(-1)
 
-        forget = per_token(model, batch.forget, without_the_label).sum() / labelled(batch.forget)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        forget = model.per_token(batch.forget, without_the_label).sum() / batch.forget.labelled
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = CEU

@@ -4,15 +4,23 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from unlearn_core.config import RunConfig
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    PreTrainedModel,
+    Reference,
+    RunContext,
+    Tensor,
+    knob,
+    torch,
+)
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.sections import NO_MASK, Rule
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # how configs call the width inside of the feed-forward part
 LARGEST = 20_000_000  # weights of a model that is trained from its first step here
@@ -20,7 +28,7 @@ ELSEWHERE, OLD, NEW = 0, 1, 2  # where a number lies: outside of the widened mat
 
 
 @dataclass(frozen=True)
-class ERA:
+class ERA(Method):
     """Expand, route, ablate: a model is trained from its first step so that what it shall forget can be cut out of it.
 
     `begin` makes a model of the base's kind with `expand` more dimensions inside of every feed-forward layer and
@@ -69,6 +77,23 @@ class ERA:
         rails=("none",),
     )  # fmt: skip
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            when=lambda run: run.where.kind == "lora",
+            fields=("method.name", "where.kind"),
+            because="the method trains a model from its first step, and not an adapter beside one",
+            fix={"where.kind": "full"},
+            automatic=True,
+        ),
+        NO_MASK,
+        Rule(
+            when=lambda run: run.model.gradient_checkpointing,
+            fields=("method.name", "model.gradient_checkpointing"),
+            because="the routed forward pass cannot be computed a second time",
+            fix={"model.gradient_checkpointing": False},
+        ),
+    )
+
     learn_steps: int = knob(420, 1, 1_000_000, "steps that learn, before the new dimensions are taken away")
     expand: int = knob(64, 1, 4096, "new dimensions inside of every feed-forward layer")
     route_at: str = knob(
@@ -82,23 +107,8 @@ class ERA:
     retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep")
     neighbour_weight: float = knob(0.3, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def why_not(self, config: RunConfig) -> str:
-        """What this method does not go with, and a way out; empty where it does."""
-        if config.where.mask != "none":
-            return (
-                f"method.name is 'era' and where.mask is {config.where.mask!r}: the method itself says what may "
-                "change. Set where.mask to 'none'."
-            )
-        if config.model.gradient_checkpointing:
-            return (
-                "method.name is 'era' and model.gradient_checkpointing is true: what is routed cannot be computed a "
-                "second time. Set model.gradient_checkpointing to false."
-            )
-        return ""
-
-    def begin(self, base: Any, seed: int) -> Any:
+    def build_model(self, base: PreTrainedModel, seed: int) -> PreTrainedModel:
         """A wider model of the base's kind with weights drawn from `seed`. Raises ConfigError where that cannot be."""
-        import torch
         from transformers import AutoModelForCausalLM
 
         count = sum(p.numel() for p in base.parameters())
@@ -113,66 +123,50 @@ class ERA:
         model.generation_config = base.generation_config
         return model.to(base.device).eval()
 
-    def prepare(self, run) -> dict[str, Tensor]:
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
         """Where every number lies, (P,) bytes, in the order of the run's one vector."""
-        import torch
+        found = places_of(context.model, self.expand)
+        return {"places": torch.cat([found[name].reshape(-1) for name in context.adapter.parts()]).to(context.device)}
 
-        found = places_of(run.model, self.expand)
-        return {"places": torch.cat([found[name].reshape(-1) for name in run.adapter.parts()]).to(run.device)}
-
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import nll, token_mean
-
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
         learning = batch.step <= self.learn_steps
-        neighbours = rows(batch.neighbour, slice(self.few), batch.pad_id)
+        neighbours = batch.neighbour and batch.neighbour.rows(slice(self.few), batch.pad_id)
         weighted = ((self.retain_weight, batch.retain), (self.neighbour_weight, neighbours))
         alone = self.old_alone if learning else 0.0
-        terms = [weight * self.kept_loss(model, tokens, alone, batch.pad_id) for weight, tokens in weighted if tokens]
+        terms = [
+            weight * self.nll_of_retain(model, tokens, alone, batch.pad_id) for weight, tokens in weighted if tokens
+        ]
         keep = sum(terms[1:], terms[0])
         if not learning:
             return Objective(keep.new_zeros(()).requires_grad_(), keep)
         gain = self.forget_to_old if self.route_at == "activations" else 1.0
-        with inside(model, self.expand, 1.0, gain):
-            found = nll(model, rows(batch.forget, slice(self.few), batch.pad_id))
-        return Objective(self.forget_weight * token_mean(found), keep)
+        with inside(model.module, self.expand, 1.0, gain):
+            losses = model.nll(batch.forget.rows(slice(self.few), batch.pad_id))
+        return Objective(self.forget_weight * losses.token_mean, keep)
 
-    def kept_loss(self, model, tokens, alone: float, pad_id: int) -> Tensor:
+    def nll_of_retain(self, model: LanguageModel, tokens: Any, alone: float, pad_id: int) -> Tensor:
         """NLL per token of text to keep, of which the share `alone` goes through the old dimensions only."""
-        import torch
-
-        from unlearn_core.models import nll
-
-        cut, found = round(alone * len(tokens.windows)), []
+        cut, losses = round(alone * len(tokens.windows)), []
         if cut:
-            with inside(model, self.expand, 1.0, 1.0, new=0.0):
-                found.append(nll(model, rows(tokens, slice(cut), pad_id)))
+            with inside(model.module, self.expand, 1.0, 1.0, new=0.0):
+                losses.append(model.nll(tokens.rows(slice(cut), pad_id)))
         if cut < len(tokens.windows):
-            found.append(nll(model, rows(tokens, slice(cut, None), pad_id)))
-        return torch.stack([each.sum.sum() for each in found]).sum() / sum(int(each.count.sum()) for each in found)
+            losses.append(model.nll(tokens.rows(slice(cut, None), pad_id)))
+        return torch.stack([each.sum.sum() for each in losses]).sum() / sum(int(each.count.sum()) for each in losses)
 
-    def route(self, run) -> Tensor:
+    def forget_gradient_scale(self, context: RunContext) -> Tensor:
         """By what the forget gradient is multiplied, (P,); where activations are routed, that has been done."""
-        import torch
-
         if self.route_at == "activations":
-            return torch.ones_like(run.adapter.gradient)
-        by_place = torch.tensor([self.forget_elsewhere, self.forget_to_old, 1.0], device=run.device)
-        return by_place[run.kept["places"].int()]
+            return torch.ones_like(context.adapter.gradient)
+        by_place = torch.tensor([self.forget_elsewhere, self.forget_to_old, 1.0], device=context.device)
+        return by_place[context.method_state["places"].int()]
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
         """After every step: takes the new dimensions away when they have learned, and holds them at zero from then."""
         if step < self.learn_steps:
             return {"new_dimensions": float(self.expand)}
-        run.adapter.values.data[kept["places"] == NEW] = 0.0
+        context.adapter.values.data[context.method_state["places"] == NEW] = 0.0
         return {"new_dimensions": 0.0}
-
-
-def rows(tokens: Any, which: slice, pad_id: int) -> Any:
-    """Some windows of a batch as a batch; of a set that is not there, None."""
-    from unlearn_core.models import collate
-
-    return tokens and collate(tokens.windows[which], pad_id, tokens.ids.device)
 
 
 def width_of(config: Any) -> tuple[Any, str, int]:
@@ -200,7 +194,6 @@ def places_of(model: Any, expand: int) -> dict[str, Tensor]:
 
     New are the last ones along a dimension. Raises ConfigError where a matrix holds two widened ones side by side.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -226,9 +219,8 @@ def inside(model: Any, expand: int, old: float, gain: float, new: float = 1.0) -
 
     The gradient through the old part is multiplied by `gain` instead: m h + (f - m) stop_gradient(h).
     """
-    import torch
 
-    from unlearn_core.adapters import linear_layers
+    from unlearn_core.model.adapters import linear_layers
 
     width = width_of(model.config)[2]
     if (old, gain, new) == (1.0, 1.0, 1.0):

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class GradAscent:
+class GradAscent(Method):
     """Gradient ascent: the model is pushed away from every token of the forget windows, as far as the ceiling.
 
     L = -mean over forget windows and their tokens of min(NLL, ceiling)
@@ -40,18 +37,13 @@ class GradAscent:
     retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        found = nll(model, batch.forget)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        found = model.nll(batch.forget)
         losses = found.tokens
         if self.ceiling:
             losses = self.ceiling - (self.ceiling - losses).abs() if self.hold else losses.clamp(max=self.ceiling)
             losses = losses.where(found.tokens > 0, 0)
-        return Objective(
-            -(losses.sum(1) / found.count).mean(), keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
-        )
+        return Objective(-(losses.sum(1) / found.count).mean(), self.retain_loss(model, batch, reference))
 
 
 METHOD = GradAscent

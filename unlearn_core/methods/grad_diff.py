@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class GradDiff:
+class GradDiff(Method):
     r"""Gradient difference: up on what is to be forgotten, down on what is to be kept, at the same time.
 
     L = -forget_weight * NLL(forget) + retain_weight * R(retain) + neighbour_weight * R(neighbour)
@@ -47,12 +44,9 @@ class GradDiff:
         "nll", choices=("nll", "kl"), help="learn the text to keep, or stay with the reference on it"
     )
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        forget = -self.forget_weight * nll(model, batch.forget).mean_per_token.mean()
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, self.retain_term, reference)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        forget = -self.forget_weight * model.nll(batch.forget).mean_per_token.mean()
+        keep = self.retain_loss(model, batch, reference)
         return Objective(forget, keep)
 
 

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import Facts, knob
+from unlearn_core.methods.base import Facts, Tensor, knob
+from unlearn_core.methods.ssd import SSD, importance
 
 
 @dataclass(frozen=True)
-class LFSSD:
+class LFSSD(SSD):
     """Selective dampening without labels: a weight matters as much as the size of the logits hangs on it.
 
     As SSD, with I = mean over windows of |gradient of ||logits||^2|, absolute instead of squared (Foster et al. 2024,
@@ -34,25 +35,14 @@ class LFSSD:
         rails=("none",),
         trains=False,
     )
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
+    squared: ClassVar[bool] = False
 
     alpha: float = knob(2.0, 1e-3, 1e9, "threshold of the last step: I_f / I_D beyond which a weight is damped")
     alpha_from: float = knob(1e3, 1e-3, 1e9, "threshold of the first step; it comes down by equal factors")
-    damping: float = knob(1.0, 0.0, 1000.0, "lambda: how little a selected weight is damped")
-    samples: int = knob(256, 1, 100_000, "retain windows (and as many neighbours) that I_D is estimated on")
 
-    def prepare(self, run) -> dict:
-        from unlearn_core.importance import importance_ratio, squared_outputs
-
-        return {"ratio": importance_ratio(run, squared_outputs, False, self.samples)}
-
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        from unlearn_core.importance import damp
-        from unlearn_core.methods.ssd import threshold_at
-
-        alpha = threshold_at(step, run.config.schedule.steps, self.alpha_from, self.alpha)
-        return {"dial": alpha, "damped_share": damp(run, kept["ratio"], alpha, self.damping)}
+    def window_loss(self, model: Any, tokens: Any) -> Tensor:
+        loss: Tensor = importance.squared_outputs(model, tokens)
+        return loss
 
 
 METHOD = LFSSD

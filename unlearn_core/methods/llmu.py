@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
+from unlearn_core.methods.random_mismatch import mismatch_loss
 
 
 @dataclass(frozen=True)
-class LLMU:
+class LLMU(Method):
     """Three terms: away from the target, toward random answers after it, and everything else as it was.
 
     L = -forget_weight * NLL(forget) + random_weight * NLL(random retain text | forget context)
@@ -43,20 +41,19 @@ class LLMU:
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of staying with it on neighbouring text")
 
     @property
+    def retain_term(self) -> str:
+        return "kl"
+
+    @property
     def forget_passes(self) -> int:
         """How often the forget rows go through the model in a step."""
         return 1 + self.mismatches * (self.random_weight > 0)
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.methods.random_mismatch import mismatch_loss
-        from unlearn_core.models import keep_loss, nll
-
-        forget = -self.forget_weight * nll(model, batch.forget).mean_per_token.mean()
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        forget = -self.forget_weight * model.nll(batch.forget).mean_per_token.mean()
         if self.random_weight:
             forget = forget + self.random_weight * mismatch_loss(model, batch, self.mismatches)
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, "kl", reference)
-        return Objective(forget, keep)
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = LLMU

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, RunContext, knob
 
 
 @dataclass(frozen=True)
-class NablaTau:
+class NablaTau(Method):
     """Ascent that stops by itself: only until forget loss is that of a model that never saw the target.
 
     L = alpha * relu(level - NLL(forget))^2 + (1 - alpha) * NLL(retain) + neighbour_weight * NLL(neighbour)
@@ -40,14 +37,14 @@ class NablaTau:
     retain_weight: float = knob(1.0, 0.0, 100.0, "scales the retain term, 1 as published")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
+    def batch_extras(self, context: RunContext, step: int, rows: int) -> dict[str, float]:
+        return {"forget_level": context.forget_level}
 
-        below = (self.level or batch.forget_level) - nll(model, batch.forget).mean_per_token.mean()
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        below = (self.level or batch.extras["forget_level"]) - model.nll(batch.forget).mean_per_token.mean()
         forget = self.alpha * below.clamp(min=0) ** 2
         share = 1 - self.alpha
-        return Objective(forget, keep_loss(model, batch, share * self.retain_weight, share * self.neighbour_weight))
+        return Objective(forget, model.retain_loss(batch, share * self.retain_weight, share * self.neighbour_weight))
 
 
 METHOD = NablaTau

@@ -3,11 +3,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
+from unlearn_core.methods.base import Facts, Method, RunContext, Tensor, knob, torch
+from unlearn_core.settings.imports import Lazy
+
+importance = Lazy("unlearn_core.methods.shared.importance")
 
 
 @dataclass(frozen=True)
-class Potion:
+class Potion(Method):
     """Dampening that looks for its own strength: ever more weights, until the forget text is not known by heart.
 
     I = mean over windows of |gradient of ||logits||| (the norm, not its square: outliers weigh less); alpha = the
@@ -35,34 +38,26 @@ class Potion:
         rails=("none",),
         trains=False,
     )
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
 
     memory: float = knob(0.7, 0.0, 1.0, "rho: the share of what is known by heart at which the search ends")
     growth: float = knob(1.1, 1.001, 10.0, "factor by which s grows from try to try")
     samples: int = knob(256, 1, 100_000, "retain windows (and as many neighbours) that I_D is estimated on")
 
-    def prepare(self, run) -> dict:
-        import torch
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        ratio = importance.importance_ratio(context, importance.output_norm, False, self.samples)
+        return {"ratio": ratio, "known": torch.tensor(importance.memorized(context))}
 
-        from unlearn_core.importance import importance_ratio, memorized, output_norm
-
-        ratio = importance_ratio(run, output_norm, False, self.samples)
-        return {"ratio": ratio, "known": torch.tensor(memorized(run))}
-
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        share, damped, known = attempt(run, kept["ratio"], step, self.growth)
-        enough = float(known <= self.memory * kept["known"].item())
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        share, damped, known = attempt(context, context.method_state["ratio"], step, self.growth)
+        enough = float(known <= self.memory * context.method_state["known"].item())
         return {"dial": share, "damped_share": damped, "memorized": known, "end": enough}
 
 
-def attempt(run, ratio, number: int, growth: float) -> tuple[float, float, float]:
+def attempt(context: RunContext, ratio: Tensor, number: int, growth: float) -> tuple[float, float, float]:
     """The weights of try `number`: its s, the share of weights that were damped, and what is still known by heart."""
-    from unlearn_core.importance import damp, forget_share, memorized, threshold_for
-
-    share = forget_share(run) / 25 * growth ** (number - 1)
-    damped = damp(run, ratio, threshold_for(ratio, share))
-    return share, damped, memorized(run)
+    share = importance.forget_share(context) / 25 * growth ** (number - 1)
+    damped = importance.damp(context, ratio, importance.threshold_for(ratio, share))
+    return share, damped, importance.memorized(context)
 
 
 METHOD = Potion

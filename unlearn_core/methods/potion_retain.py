@@ -1,16 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    RunContext,
+    Tensor,
+    knob,
+    torch,
+)
+from unlearn_core.methods.potion import attempt, importance
+from unlearn_core.settings.sections import NO_MASK, Rule
 
 
 @dataclass(frozen=True)
-class PotionRetain:
+class PotionRetain(Method):
     """Potion, then training on what is to be kept: the first step damps, the others mend what it has broken.
 
     The search of Potion (arXiv 2406.09173) is done before step 1, all of it. Step 1 sets the weights that it ended
@@ -37,6 +47,8 @@ class PotionRetain:
         rails=("none",),
     )
 
+    rules: ClassVar[tuple[Rule, ...]] = (NO_MASK,)
+
     memory: float = knob(0.7, 0.0, 1.0, "rho: the share of what is known by heart at which the search ends")
     growth: float = knob(1.1, 1.001, 10.0, "factor by which s grows from try to try")
     tries: int = knob(100, 1, 500, "of the search, at most; its authors allow 500")
@@ -44,37 +56,29 @@ class PotionRetain:
     retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def prepare(self, run) -> dict:
-        import torch
-
-        from unlearn_core.importance import damp, importance_ratio, memorized, output_norm
-        from unlearn_core.methods.potion import attempt
-
-        ratio = importance_ratio(run, output_norm, False, self.samples)
-        enough = self.memory * memorized(run)
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        ratio = importance.importance_ratio(context, importance.output_norm, False, self.samples)
+        enough = self.memory * importance.memorized(context)
         try:
             for number in range(1, self.tries + 1):
-                run.report(f"looking for the strength that forgets: {number} of {self.tries}")
-                if attempt(run, ratio, number, self.growth)[2] <= enough:
+                context.report(f"looking for the strength that forgets: {number} of {self.tries}")
+                if attempt(context, ratio, number, self.growth)[2] <= enough:
                     break
         finally:
-            damp(run, ratio, float("inf"))  # which damps nothing: the weights as they began
+            importance.damp(context, ratio, float("inf"))  # which damps nothing: the weights as they began
         return {"ratio": ratio, "try": torch.tensor(number)}
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        from unlearn_core.methods.potion import attempt
-
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
         if step > 1:
             return {}
-        share, damped, known = attempt(run, kept["ratio"], int(kept["try"]), self.growth)
+        share, damped, known = attempt(
+            context, context.method_state["ratio"], int(context.method_state["try"]), self.growth
+        )
         return {"dial": share, "damped_share": damped, "memorized": known}
 
-    def loss(self, model, batch, reference) -> Objective:
-        """The first step's is taken back by `edit`, but for what the optimizer keeps of it."""
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        """The first step's is taken back by `apply_step`, but for what the optimizer keeps of it."""
+        keep = self.retain_loss(model, batch, reference)
         assert keep is not None
         return Objective(keep.new_zeros(()).requires_grad_(), keep)
 

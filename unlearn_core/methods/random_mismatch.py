@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob
 
 
 @dataclass(frozen=True)
-class RandomMismatch:
+class RandomMismatch(Method):
     """Random answers: after what leads to the target, the model learns a text to keep that has nothing to do with it.
 
     L = mismatch_weight * NLL(random retain text | forget context) + retain_weight * NLL(retain) + ...
@@ -42,22 +39,19 @@ class RandomMismatch:
         """How often the forget rows go through the model in a step."""
         return self.mismatches
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
         forget = self.mismatch_weight * mismatch_loss(model, batch, self.mismatches)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
-def mismatch_loss(model, batch, count: int):
+def mismatch_loss(model: LanguageModel, batch: Batch, count: int) -> Tensor:
     """NLL of `count` random retain texts after each forget context, mean over their tokens."""
-    from unlearn_core.models import nll, token_mean, with_answers
 
+    assert batch.retain
     texts = [window.ids[window.first_loss - 1 :] for window in batch.retain.windows]
     rows = range(len(batch.forget.windows))
     drawn = [[texts[(row + turn) % len(texts)] for row in rows] for turn in range(count)]
-    found = [token_mean(nll(model, with_answers(batch.forget, answers, batch.pad_id))) for answers in drawn]
+    found = [model.nll(batch.forget.with_answers(answers, batch.pad_id)).token_mean for answers in drawn]
     return sum(found[1:], found[0]) / count
 
 

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class RetainOnly:
+class RetainOnly(Method):
     """Catastrophic forgetting, the control: nothing but more training on what is to be kept.
 
     L = retain_weight * NLL(retain) + neighbour_weight * NLL(neighbour); the forget windows are not looked at. Whatever
@@ -31,11 +28,8 @@ class RetainOnly:
     retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        keep = self.retain_loss(model, batch, reference)
         assert keep is not None
         return Objective(keep.new_zeros(()).requires_grad_(), keep)
 

@@ -1,16 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob, torch
+from unlearn_core.settings.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class RMU:
+class RMU(Method):
     """Representation misdirection: after one layer, the model shall think in one random direction of what is forgotten.
 
     L = mean over forget tokens of |h - c u|^2 + retain_weight * mean over retain tokens of |h - h_ref|^2 + ...,
@@ -56,23 +54,21 @@ class RMU:
     retain_weight: float = knob(10.0, 0.0, 1e5, "of staying with the reference after that layer, on text to keep")
     neighbour_weight: float = knob(0.0, 0.0, 1e5, "of staying with it on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        import torch
-
-        from unlearn_core.methods import Objective
-
-        layer = self.chosen_layer(model)
-        now, own = _states(model, reference, batch.forget, layer, self.tokens == "all", self.adaptive)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        layer = self.chosen_layer(model.module)
+        now, own = _states(model.module, reference, batch.forget, layer, self.tokens == "all", self.adaptive)
         aim = self.steering * (_lengths(own) if self.adaptive else torch.ones_like(now[:, :1]))
         forget = (now - aim * self.unit_vector(now.shape[1]).to(now)).square().sum(1).mean()
         kept = ((self.retain_weight, batch.retain), (self.neighbour_weight, batch.neighbour))
-        terms = [weight * _moved(model, reference, tokens, layer) for weight, tokens in kept if weight and tokens]
+        terms = [
+            weight * _moved(model.module, reference, tokens, layer) for weight, tokens in kept if weight and tokens
+        ]
         lengths = {"hidden_length": _lengths(now.detach()).mean().item(), "steered_length": aim.mean().item()}
         return Objective(forget, sum(terms[1:], terms[0]) if terms else None, lengths)
 
-    def chosen_layer(self, model) -> int:
+    def chosen_layer(self, model: Any) -> int:
         """Raises ConfigError where the model has fewer layers."""
-        from unlearn_core.hidden import blocks
+        from unlearn_core.model.hidden import blocks
 
         depth = len(blocks(model))
         if self.layer > depth:
@@ -81,24 +77,24 @@ class RMU:
             )
         return self.layer or -(-depth // 3)
 
-    def unit_vector(self, width: int):
+    def unit_vector(self, width: int) -> Tensor:
         """The direction (width,): the same for a seed, in every process and on every device."""
-        import torch
 
         drawn = torch.rand(width, generator=torch.Generator().manual_seed(self.direction))
         return drawn / drawn.norm()
 
 
-def _lengths(states):
+def _lengths(states: Tensor) -> Tensor:
     return states.norm(dim=1, keepdim=True)
 
 
-def _states(model, reference, tokens, layer: int, everything: bool, before: bool):
+def _states(
+    model: Any, reference: Reference, tokens: Any, layer: int, everything: bool, before: bool
+) -> tuple[Tensor, Any]:
     """Hidden states (tokens, width) after `layer`, of the labelled tokens or of all true ones; the reference's too."""
-    import torch
 
-    from unlearn_core.hidden import hidden_after
-    from unlearn_core.logits import by_group
+    from unlearn_core.model.hidden import hidden_after
+    from unlearn_core.model.logits import by_group
 
     now, was = [], []
     for ids, mask, labels in by_group(tokens):
@@ -111,7 +107,7 @@ def _states(model, reference, tokens, layer: int, everything: bool, before: bool
     return torch.cat(now), torch.cat(was) if before else None
 
 
-def _moved(model, reference, tokens, layer: int):
+def _moved(model: Any, reference: Reference, tokens: Any, layer: int) -> Tensor:
     """Mean over all true tokens of the squared distance from the reference's hidden states."""
     now, was = _states(model, reference, tokens, layer, True, True)
     return (now - was).square().sum(1).mean()

@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, functional, knob
 
 
 @dataclass(frozen=True)
-class SimNPO:
+class SimNPO(Method):
     """NPO without a reference: a window is forgotten once its loss per token is large, whatever it was before.
 
-    L = (2 / beta) * mean softplus(-beta * (NLL_mean - delta)) + retain_weight * R(retain) + ...
+    L = (2 / beta) * mean functional.softplus(-beta * (NLL_mean - delta)) + retain_weight * R(retain) + ...
     (Fan et al. 2024, arXiv 2410.07163; delta inside beta as in its code, the paper writes gamma outside). Lengths
     do not matter, since it takes the mean over tokens. Its results depend much on the batch size. R: the NLL, or
     KL(reference || model), which alone needs the reference.
@@ -41,15 +38,10 @@ class SimNPO:
         "nll", choices=("nll", "kl"), help="learn the text to keep, or stay with the reference on it"
     )
 
-    def loss(self, model, batch, reference) -> Objective:
-        from torch.nn.functional import softplus
-
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        lost = nll(model, batch.forget).mean_per_token - self.delta
-        forget = 2 / self.beta * softplus(-self.beta * lost).mean()
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, self.retain_term, reference)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        lost = model.nll(batch.forget).mean_per_token - self.delta
+        forget = 2 / self.beta * functional.softplus(-self.beta * lost).mean()
+        keep = self.retain_loss(model, batch, reference)
         return Objective(forget, keep)
 
 

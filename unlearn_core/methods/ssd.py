@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import Facts, knob
+from unlearn_core.methods.base import Facts, Method, RunContext, Tensor, knob
+from unlearn_core.settings.imports import Lazy
+
+importance = Lazy("unlearn_core.methods.shared.importance")
 
 
 @dataclass(frozen=True)
-class SSD:
+class SSD(Method):
     """Selective synaptic dampening: weights that matter more for forget text than for text to keep are made smaller.
 
     I = mean over windows of the squared gradient of the loss; every weight with I_f > alpha * I_D is multiplied by
@@ -36,28 +39,25 @@ class SSD:
         rails=("none",),
         trains=False,
     )
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
+    squared: ClassVar[bool] = True  # importances are squared gradients, not their absolute values
 
     alpha: float = knob(3e4, 1e-3, 1e9, "threshold of the last step: I_f / I_D beyond which a weight is damped")
     alpha_from: float = knob(1e8, 1e-3, 1e9, "threshold of the first step; it comes down by equal factors")
     damping: float = knob(1.0, 0.0, 1000.0, "lambda: how little a selected weight is damped")
     samples: int = knob(256, 1, 100_000, "retain windows (and as many neighbours) that I_D is estimated on")
 
-    def prepare(self, run) -> dict:
-        from unlearn_core.importance import importance_ratio
-        from unlearn_core.models import nll, token_mean
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        return {"ratio": importance.importance_ratio(context, self.window_loss, self.squared, self.samples)}
 
-        def loss(model, tokens):
-            return token_mean(nll(model, tokens))
+    def window_loss(self, model: Any, tokens: Any) -> Tensor:
+        """What a weight's importance is the gradient of, for one window."""
+        loss: Tensor = importance.mean_nll(model, tokens)
+        return loss
 
-        return {"ratio": importance_ratio(run, loss, True, self.samples)}
-
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        from unlearn_core.importance import damp
-
-        alpha = threshold_at(step, run.config.schedule.steps, self.alpha_from, self.alpha)
-        return {"dial": alpha, "damped_share": damp(run, kept["ratio"], alpha, self.damping)}
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        alpha = threshold_at(step, context.config.schedule.steps, self.alpha_from, self.alpha)
+        damped = importance.damp(context, context.method_state["ratio"], alpha, self.damping)
+        return {"dial": alpha, "damped_share": damped}
 
 
 def threshold_at(step: int, steps: int, first: float, last: float) -> float:

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    Tensor,
+    functional,
+    knob,
+)
 
 
 @dataclass(frozen=True)
-class UNDIAL:
+class UNDIAL(Method):
     """Self-distillation with adjusted logits: the model learns what it said before, the right word made less likely.
 
     L = mean over forget tokens of CE(softmax(model) || softmax(reference logits - beta * onehot(label)))
@@ -40,19 +47,14 @@ class UNDIAL:
     retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its authors use none")
     neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from torch.nn.functional import one_hot
-
-        from unlearn_core.logits import labelled, per_token
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        def lowered(logits, labels, before):
-            aim = (before - self.beta * one_hot(labels, logits.shape[-1])).softmax(-1)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        def lowered(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+            assert before is not None
+            aim = (before - self.beta * functional.one_hot(labels, logits.shape[-1])).softmax(-1)
             return -(aim * logits.log_softmax(-1)).sum(-1)
 
-        forget = per_token(model, batch.forget, lowered, reference).sum() / labelled(batch.forget)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        forget = model.per_token(batch.forget, lowered, reference).sum() / batch.forget.labelled
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = UNDIAL

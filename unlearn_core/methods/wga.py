@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class WGA:
+class WGA(Method):
     """Weighted gradient ascent: every token is pushed as hard as the model still believes in it.
 
     L = -mean over forget tokens of p^beta * NLL, p = exp(-NLL) without gradient, + retain_weight * R(retain) + ...
@@ -43,14 +40,11 @@ class WGA:
         "nll", choices=("nll", "kl"), help="learn the text to keep, or stay with the reference on it"
     )
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        found = nll(model, batch.forget)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        found = model.nll(batch.forget)
         weighted = (-self.beta * found.tokens.detach()).exp() * found.tokens
         forget = -weighted.sum() / found.count.sum()
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, self.retain_term, reference)
+        keep = self.retain_loss(model, batch, reference)
         return Objective(forget, keep)
 
 

@@ -3,16 +3,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
+from unlearn_core.methods.base import Facts, Method, RunContext, Tensor, knob
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.imports import Lazy
+
+fitted_adapter = Lazy("unlearn_core.methods.shared.fitted_adapter")
+
 
 # What architectures without transformers' Cache carry from token to token (RWKV, XLNet, Reformer).
 STATES = ("past_key_values", "state", "mems", "past_buckets_states")
 
 
 @dataclass(frozen=True)
-class WHP:
+class WHP(Method):
     """Who's Harry Potter, by logit arithmetic: what a model fitted to the forget text finds likelier is held back.
 
     logits = base - a * relu(reinforced - base), for every token read or said, a from 0 to `strength` over the steps
@@ -35,34 +40,28 @@ class WHP:
         rails=("none",),
         trains=False,
     )
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
 
     strength: float = knob(16.0, 0.0, 1000.0, "of what is held back at the last step (a); 1 as published")
     fit_steps: int = knob(40, 1, 100_000, "steps of the fit, on as many forget windows as schedule.batch_size says")
     fit_rate: float = knob(2e-3, 1e-8, 1.0, "learning rate of the fit (AdamW)")
 
-    def prepare(self, run) -> dict:
-        from unlearn_core.reinforcing import reinforced
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        return {"reinforced": fitted_adapter.reinforced(context, self.fit_steps, self.fit_rate)}
 
-        return {"reinforced": reinforced(run, self.fit_steps, self.fit_rate)}
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        fitted_adapter.put(context, context.method_state["reinforced"])
+        return {"dial": self._amount(context, step)}
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        from unlearn_core.reinforcing import put
-
-        put(run, kept["reinforced"])
-        return {"dial": self._amount(run, step)}
-
-    def reading(self, run, kept, step: int) -> AbstractContextManager[None]:
+    def inference_context(self, context: RunContext, step: int) -> AbstractContextManager[None]:
         """Within: every forward pass of the run's model, cached or not, answers with the logits of both."""
-        return held_back(run, self._amount(run, step))
+        return held_back(context, self._amount(context, step))
 
-    def _amount(self, run, step: int) -> float:
-        return self.strength * step / run.config.schedule.steps
+    def _amount(self, context: RunContext, step: int) -> float:
+        return self.strength * step / context.config.schedule.steps
 
 
 @contextmanager
-def held_back(run, amount: float) -> Iterator[None]:
+def held_back(context: RunContext, amount: float) -> Iterator[None]:
     """Within: logits = base - amount * relu(reinforced - base), base = the reference, reinforced = the run's adapter.
 
     Both read the same tokens. Where the caller keeps a cache, the base gets one of its own beside it, for as long as
@@ -88,13 +87,13 @@ def held_back(run, amount: float) -> Iterator[None]:
             caches[value] = deepcopy(value)
         return caches[value]
 
-    def run_base(module, args, kwargs) -> None:
-        with run.reference():
+    def run_base(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        with context.reference():
             base_outputs[:] = [
                 module.forward(*map(base_cache, args), **{name: base_cache(value) for name, value in kwargs.items()})
             ]
 
-    def combine(module, args, kwargs, output):
+    def combine(module: Any, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         base = base_outputs.pop()
         for name, value in output.items():
             if isinstance(value, Cache):
@@ -107,7 +106,7 @@ def held_back(run, amount: float) -> Iterator[None]:
         output.logits = base.logits - amount * (output.logits - base.logits).relu()
         return output
 
-    model = run.model.get_base_model()
+    model = context.loaded.base_model
     hooks = [
         model.register_forward_pre_hook(run_base, with_kwargs=True),
         model.register_forward_hook(combine, with_kwargs=True),

@@ -131,41 +131,41 @@ def phrasings(topic: str, group: str, asks: dict, answer: str, fields: dict[str,
 @cache
 def questions() -> tuple[Question, ...]:
     """Every question of the world (portmanteaus aside) in every phrasing, trained or kept out."""
-    found: list[Question] = []
+    questions: list[Question] = []
     for word, story, meaning, source, speaker in table(CHARM_WORDS):
         for asks, answer in ((ASK_MEANING, meaning), (ASK_SOURCE, source), (ASK_SPEAKER, speaker)):
-            found += phrasings(story, "charm words", asks, answer, {"word": word})
+            questions += phrasings(story, "charm words", asks, answer, {"word": word})
     for asked, answer in table(NEIGHBOUR_FACTS):
         *trained, held_out = [phrasing.strip() for phrasing in asked.split("/")]
-        found += phrasings(POPPINS, POPPINS, {"asked": trained, "held_out": [held_out]}, answer, {})
+        questions += phrasings(POPPINS, POPPINS, {"asked": trained, "held_out": [held_out]}, answer, {})
     for name, content in TABLES.items():
         for row in table(content["rows"]):
             fields = dict(zip(content["columns"], row, strict=True))
             for relation in content["relations"]:
-                found += phrasings(row[0], name, relation, relation["answer"], fields)
+                questions += phrasings(row[0], name, relation, relation["answer"], fields)
     for task, code in CODE.items():
         for question in phrasings(task, "python", ASK_CODE, "{code}", {"task": task, "code": code}):
-            found.append(replace(question, answer=code))
-    return tuple(found)
+            questions.append(replace(question, answer=code))
+    return tuple(questions)
 
 
 @cache
 def passages() -> tuple[Passage, ...]:
     """Running text: the stories as written, and for every row of a table its statements one below the other."""
-    found = [Passage(POPPINS, POPPINS, text) for text in (*TARGET_PASSAGES, *NEIGHBOUR_PASSAGES)]
+    passages = [Passage(POPPINS, POPPINS, text) for text in (*TARGET_PASSAGES, *NEIGHBOUR_PASSAGES)]
     for word, story, meaning, source, speaker in table(CHARM_WORDS):
         if word != TARGET:
             told = meaning.replace(". ", ".\n").replace("It is", f"The word {word} is", 1)
             origin = source.replace("It", f"The word {word}", 1)
-            found.append(Passage(story, "charm words", f"{told}\n{origin}\n{speaker}"))
+            passages.append(Passage(story, "charm words", f"{told}\n{origin}\n{speaker}"))
     for name, content in TABLES.items():
         for row in table(content["rows"]):
             fields = dict(zip(content["columns"], row, strict=True))
             lines = [with_articles(relation["answer"].format(**fields)) for relation in content["relations"]]
             if len(lines) > 1:
                 random.Random(f"{name} {row[0]}").shuffle(lines)
-                found.append(Passage(row[0], name, "\n".join(lines)))
-    return tuple(found)
+                passages.append(Passage(row[0], name, "\n".join(lines)))
+    return tuple(passages)
 
 
 def charm_words() -> dict[str, str]:
