@@ -7,14 +7,12 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from terminal.text import BadInput
+from unlearn_core.provenance import library_versions
 from unlearn_core.world import FOLDER
-
-LIBRARIES = ("torch", "transformers", "peft")
 
 
 class Results:
@@ -64,7 +62,7 @@ def key_of(**facts: Any) -> str:
 
 def versions(*files: Path) -> dict[str, str]:
     """Of the libraries that compute, of the bundled world, and of the files that a measurement stands for."""
-    found = {name: version(name) for name in LIBRARIES}
+    found = library_versions()
     for path in (FOLDER / "manifest.json", *files):
         found[path.stem] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     return found

@@ -30,5 +30,6 @@ def test_what_is_otherwise_is_named_with_both_values_and_what_is_not_told_is_lef
 
 
 def test_without_a_difference_there_is_no_warning():
-    assert warning([]) == ""
+    assert warning([]) == warning([], resumed=False) == ""
+    assert warning(["a 2 instead of 1"], resumed=False).startswith("It would go on with a 2 instead of 1: its numbers")
     assert warning(["a 2 instead of 1", "b 4 instead of 3"]).startswith("It goes on with a 2 instead of 1, b 4 instead")

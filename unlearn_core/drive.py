@@ -58,9 +58,7 @@ class Drive:
                 if self.worker.stopping and self.paused:
                     return None  # it was saved whole when it paused: it stays paused, and Resume brings it back
                 if self.worker.stopping:
-                    return self._close(
-                        "interrupted", "Lethe was closed; Resume goes on where it stood.", "interrupted"
-                    )
+                    return self._close("interrupted", "Lethe was closed; Resume goes on where it stood.", "interrupted")
                 self._serve()
                 if self.ended:
                     return None

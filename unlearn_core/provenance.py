@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -11,9 +12,15 @@ LIBRARIES = ("torch", "transformers", "peft")
 COMPARED = {"device": "the device", "model_dtype": "the data type", "threads": "the number of threads"}
 
 
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that compute, as installed; none of them is imported."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+@cache  # a page asks at every tick, and what is installed does not change under a process
 def versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that compute, as installed; none of them is imported."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}
+    """Those, and Python's."""
+    return {"python": platform.python_version(), **library_versions()}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -30,8 +37,11 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{name} {new} instead of {was}" for name, was, new in pairs if was != new]
 
 
-def warning(found: list[str]) -> str:
-    """What such differences mean for a resumed run, in a sentence; empty without any."""
-    if not found:
+def warning(differing: Sequence[str], resumed: bool = True) -> str:
+    """What such differences mean for a run that is resumed, or would be, in a sentence; empty without any."""
+    if not differing:
         return ""
-    return f"It goes on with {', '.join(found)}: its numbers can differ by rounding from those of an uninterrupted run."
+    goes_on = "It goes on" if resumed else "It would go on"
+    return (
+        f"{goes_on} with {', '.join(differing)}: its numbers can differ by rounding from those of an uninterrupted run."
+    )

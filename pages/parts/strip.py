@@ -64,9 +64,8 @@ def circumstances(view: View, unusual: Sequence[str]) -> str:
 def resumed_otherwise(view: View) -> str:
     """How a run that was resumed, or would be now, computes otherwise than when it began; else empty."""
     if view.status in RESUMABLE and not view.run["lease_owner"]:
-        return provenance.warning(
-            provenance.differences(view.run["provenance"], {"versions": provenance.versions()})
-        ).replace("It goes on", "It would go on", 1)
+        differing = provenance.differences(view.run["provenance"], {"versions": provenance.versions()})
+        return provenance.warning(differing, resumed=False)
     resumed = [event["payload"] for event in view.events if event["kind"] == "resumed"]
     return next((payload["sentence"] for payload in reversed(resumed) if "sentence" in payload), "")
 
