@@ -1,8 +1,9 @@
-"""Lethe in the browser: opens the store, starts the one worker, draws the navigation. `streamlit run app.py`"""
+"""Streamlit entry point: opens the store, starts the one worker, draws the navigation. `streamlit run app.py`"""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -13,76 +14,79 @@ from typing import Any
 
 import streamlit as st
 
-from pages.parts import kept
-from pages.parts.page import PAGES
+from pages.shared import process
+from pages.shared.page import PAGES
 from storage import RunStore, StoreError, export
-from unlearn_core.imports import load
-from unlearn_core.scout import CACHE, Scout
-from unlearn_core.worker import Worker
+from unlearn_core.running.log import LogFile
+from unlearn_core.running.preview import CACHE, PreviewThread
+from unlearn_core.running.protocols import Config, Inspect, Progress, Session
+from unlearn_core.running.worker import Worker
+from unlearn_core.settings.imports import load
+from unlearn_core.settings.report import Report
 
 ROOT = Path(__file__).parent
 
 
-def open_unlearner(*args: Any, **kwargs: Any) -> Any:
+def open_session(config: Config, report: Report, cache: Path) -> Session:
     """Opens a run's model. Called in the worker's thread only: it alone pays for importing torch."""
-    return load("unlearn_core.engine").open_unlearner(*args, **kwargs)
+    session: Session = load("unlearn_core.training.engine").open_unlearner(config, report, cache)
+    return session
 
 
-def inspector(store: RunStore) -> Callable[..., dict[str, Any]]:
-    """Looks into texts before a run. Called in the scout's thread only."""
+def inspector(store: RunStore) -> Inspect:
+    """Reads the texts of a run before it starts. Called in the preview thread only."""
 
-    def inspect(config: dict[str, Any], report: Callable[[Any], None]) -> dict[str, Any]:
-        found = load("unlearn_core.inspection").inspect(config, report, store.home / CACHE)
+    def inspect(config: Config, report: Callable[[Progress], None]) -> dict[str, Any]:
+        facts: dict[str, Any] = load("unlearn_core.corpus.preview").inspect(config, report, store.home / CACHE)
         measured = store.step_seconds_like(config)
-        return {**found, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else found
+        return {**facts, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else facts
 
     return inspect
 
 
 def opened(home: str) -> RunStore:
-    """The one store of this process, with worker and scout started; kept outside the caches, which can be cleared."""
-    with kept.lock:
-        if kept.things.get("home") != home:
+    """The one store of this process, with its threads started; kept outside the caches, which can be cleared."""
+    with process.lock:
+        if process.objects.get("home") != home:
             close()
-            store = RunStore(home)
-            kept.things.update(home=home, store=store, worker=None, scout=None)
-        store = kept.things["store"]
-        worker = kept.things["worker"]
+            fresh = RunStore(home)
+            process.objects.update(home=home, store=fresh, worker=None, preview=None, log=LogFile(fresh.home))
+        store: RunStore = process.objects["store"]
+        worker = process.objects["worker"]
         if not store.read_only and (worker is None or not worker.alive):
-            kept.things["worker"] = worker = Worker(store, partial(open_unlearner, cache=store.home / CACHE))
+            process.objects["worker"] = worker = Worker(store, partial(open_session, cache=store.home / CACHE))
             worker.start()
-        scout = kept.things["scout"]
-        if not store.read_only and (scout is None or not scout.alive):
-            kept.things["scout"] = scout = Scout(store, inspector(store))
-            scout.start()
+        preview = process.objects["preview"]
+        if not store.read_only and (preview is None or not preview.alive):
+            process.objects["preview"] = preview = PreviewThread(store, inspector(store))
+            preview.start()
     return store
 
 
 def close() -> None:
-    """Stops scout and worker (a live run is saved whole first) and closes the store."""
-    worker, store = kept.things.pop("worker", None), kept.things.pop("store", None)
-    scout = kept.things.pop("scout", None)
-    kept.things.pop("home", None)
-    if scout is not None:
-        scout.stop()
-    if worker is not None:
-        worker.stop()
-    if store is not None:
-        store.close()
+    """Stops preview thread and worker (a live run is saved whole first), then closes the store and the log file."""
+    preview, worker, store, log = (process.objects.pop(name, None) for name in ("preview", "worker", "store", "log"))
+    process.objects.pop("home", None)
+    for thread in (preview, worker):
+        if thread is not None:
+            thread.stop()
+    for file in (store, log):
+        if file is not None:
+            file.close()
 
 
 def once(act: Callable[[], Any]) -> Any:
     """What `act` returned the first time in this process."""
-    with kept.lock:
-        if act.__name__ not in kept.things:
-            kept.things[act.__name__] = act()
-        return kept.things[act.__name__]
+    with process.lock:
+        if act.__name__ not in process.objects:
+            process.objects[act.__name__] = act()
+        return process.objects[act.__name__]
 
 
 def chart_library() -> str | None:
     """Puts plotly.js where the browser is served it from, offline; a sentence where that fails."""
-    found = find_spec("plotly")
-    source = Path(str(found.origin)).parent / "package_data" / "plotly.min.js" if found else None
+    spec = find_spec("plotly")
+    source = Path(str(spec.origin)).parent / "package_data" / "plotly.min.js" if spec else None
     target = ROOT / "static" / "plotly.min.js"
     try:
         if source is None:
@@ -101,7 +105,8 @@ def at_exit() -> None:
 
 
 def main() -> None:
-    st.set_page_config(page_title="Lethe", page_icon="🌊", layout="wide", initial_sidebar_state="collapsed")
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    st.set_page_config("Lethe", "🌊", "wide", "collapsed", menu_items={"About": glossary})
     home = os.environ.get("LETHE_HOME", "data")
     once(at_exit)
     try:
@@ -112,7 +117,11 @@ def main() -> None:
     if sentence := once(chart_library):
         st.warning(sentence)
     pages = [st.Page(path, title=title, default=title == "Watch") for path, title in PAGES]
-    st.navigation(pages, position="top").run()
+    try:
+        st.navigation(pages, position="top").run()
+    except Exception:
+        logging.getLogger("lethe").exception("a page failed")
+        raise
 
 
 main()

@@ -1,4 +1,4 @@
-"""The terminal's door: the same runs as in the browser, without one. `python cli.py --help` names the verbs.
+"""Command-line entry point: the same runs as in the browser, without one. `python cli.py --help` names the verbs.
 
 What takes long to import (PyTorch) is imported where it is needed: looking at runs answers at once.
 """
@@ -11,57 +11,36 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from terminal.text import BadInput, Broken, answer, indented, losses, plain, say
-from unlearn_core.config import PRESETS, ROLES, ConfigError, RunConfig, check_prompt, method_name, with_settings
-from unlearn_core.scout import CACHE
+from terminal.text import BROKEN, BadInput, Broken, answer, indented, losses, plain, say
+from unlearn_core.running.log import LogFile, internal_error
+from unlearn_core.running.preview import CACHE
+from unlearn_core.running.protocols import Config, Session
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.presets import PRESETS
+from unlearn_core.settings.report import Report, silent
+from unlearn_core.settings.run_config import RunConfig, check_prompt, with_settings
+from unlearn_core.settings.sections import ROLES
 
 if TYPE_CHECKING:
     from storage import RunStore
     from terminal.progress import Follower
-    from unlearn_core.worker import Worker
+    from unlearn_core.running.worker import Worker
 
 TICK_SECONDS = 0.1
 
 
-class Trouble(logging.Handler):
-    """Keeps what the worker logs of a failure off the screen: there stands one sentence; the traceback is in a file."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.sentence, self.fatal = "", False
-        self.file: Path | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        if error is None:
-            return
-        self.sentence = self.sentence or str(error) or type(error).__name__
-        self.fatal |= "the store refuses" in record.getMessage()
-        try:
-            if self.file:
-                with self.file.open("a", encoding="utf-8") as file:
-                    file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self.format(record)}\n")
-        except OSError:
-            self.file = None  # the disk may be the very trouble
-
-    def thread_died(self, args: threading.ExceptHookArgs) -> None:
-        if args.exc_value:
-            logging.getLogger("lethe").error("a thread died", exc_info=args.exc_value)
-        self.fatal = True
-
-
-TROUBLE = Trouble()
+def home_of(args: argparse.Namespace) -> Path:
+    return Path(args.home or os.environ.get("LETHE_HOME") or "data").expanduser()
 
 
 @contextmanager
@@ -70,10 +49,9 @@ def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore
     from storage import RunStore, StoreError
 
     try:
-        store = RunStore(args.home or os.environ.get("LETHE_HOME") or "data")
+        store = RunStore(home_of(args))
     except StoreError as error:
         raise BadInput(str(error)) from None
-    TROUBLE.file = store.home / "lethe.log"
     try:
         if store.read_only and writing:
             raise BadInput(store.notice)
@@ -89,8 +67,8 @@ def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore
 
 
 def read_config(args: argparse.Namespace, look: bool = True) -> RunConfig:
-    """The run file with --preset, --name and --set laid over it, checked; and (`look`) the target is looked for."""
-    from unlearn_core.windows import check_target
+    """The run file with --preset, --name and --set laid over it, checked; with `look`, its texts are searched."""
+    from unlearn_core.corpus.windows import check_target
 
     given: dict[str, Any] = {}
     if args.file:
@@ -109,9 +87,9 @@ def read_config(args: argparse.Namespace, look: bool = True) -> RunConfig:
     return config
 
 
-def open_run(config: Mapping[str, Any], report: Callable[[str], None], cache: Path | None = None) -> Any:
+def open_session(config: Config, report: Report, cache: Path | None = None) -> Session:
     """What the worker is given; PyTorch is imported here, in the worker's thread."""
-    from unlearn_core.engine import open_unlearner
+    from unlearn_core.training.engine import open_unlearner
 
     return open_unlearner(config, report, cache)
 
@@ -120,16 +98,16 @@ def open_run(config: Mapping[str, Any], report: Callable[[str], None], cache: Pa
 
 
 def run(args: argparse.Namespace) -> int:
-    from unlearn_core.worker import Worker
+    from unlearn_core.running.worker import Worker
 
     config = read_config(args)
     with opened(args, writing=True) as store:
-        worker = Worker(store, partial(open_run, cache=store.home / CACHE))
+        worker = Worker(store, partial(open_session, cache=store.home / CACHE))
         with ended_softly(worker) as caught:
             worker.only = store.create_run(
                 name=config.name,
                 target=config.data.target,
-                method=method_name(config.method),
+                method=config.method.name,
                 config=config.to_dict(),
                 provenance={},
                 seed=config.seed,
@@ -142,14 +120,14 @@ def run(args: argparse.Namespace) -> int:
 def resume(args: argparse.Namespace, store: RunStore) -> int:
     from terminal.facts import driven, find, title
     from terminal.steer import steer
-    from unlearn_core.worker import Worker
+    from unlearn_core.running.worker import Worker
 
-    found = find(store, args.run)
-    if driven(found) and found["status"] == "paused":
-        return steer(args, store, found, "resume", {})
-    if driven(found) or found["status"] == "finished":
-        raise BadInput(f"{title(found)} is {found['status']}; there is nothing to resume.")
-    worker = Worker(store, partial(open_run, cache=store.home / CACHE), only=found["id"], resume=True)
+    run = find(store, args.run)
+    if driven(run) and run["status"] == "paused":
+        return steer(args, store, run, "resume", {})
+    if driven(run) or run["status"] == "finished":
+        raise BadInput(f"{title(run)} is {run['status']}; there is nothing to resume.")
+    worker = Worker(store, partial(open_session, cache=store.home / CACHE), only=run["id"], resume=True)
     with ended_softly(worker) as caught:
         return drive(args, store, worker, caught)
 
@@ -184,23 +162,25 @@ def drive(args: argparse.Namespace, store: RunStore, worker: Worker, caught: lis
 
     assert worker.only
     follower = Follower(store, worker.only, sys.stderr)
-    follower.line.say(f"{title(follower.run)}: {follower.run['target']} shall be forgotten.")
-    went_on_at, told = -1, False
+    follower.line.say(f"{title(follower.run)}: unlearning {follower.run['target']}.")
+    went_on_at, announced = -1, False
     worker.start()
     while worker.alive:
         follower.tick()
         step, held = follower.run["last_step"], follower.guard and follower.run["status"] == "paused"
-        if caught and not told:
-            told = True
+        if caught and not announced:
+            announced = True
             follower.line.say("Ending after this step; a second signal kills.")
         elif held and args.through and step != went_on_at:  # paused at the same step again: it cannot go on
             went_on_at, follower.guard = step, None
             store.request(worker.only, "resume")
-        elif held or TROUBLE.fatal:
+        elif held or worker.failure:
             worker.stop(timeout=0)
         time.sleep(TICK_SECONDS)
     follower.tick()
     follower.line.clear()
+    if worker.failure:
+        raise Broken(worker.failure)
     return ended(args, store, follower, caught)
 
 
@@ -208,16 +188,14 @@ def ended(args: argparse.Namespace, store: RunStore, follower: Follower, caught:
     """Says how it ended and how to go on; returns the exit code."""
     from terminal.facts import driven, summary, title, way_on
 
-    if TROUBLE.fatal:
-        raise Broken(TROUBLE.sentence)
     if driven(follower.run):
         raise BadInput(f"{title(follower.run)} is driven by another process ({follower.run['lease_owner']}).")
     facts = summary(store, follower.run["id"])
     place = f"{title(facts)} {facts['status']} at step {facts['step']} of {facts['steps']}"
     if facts["status"] == "failed":
         say(f"{place}: {facts['reason']}")
-        # What broke was logged; what the worker refuses in a sentence (a wrong setting, lost files) was not.
-        return 1 if TROUBLE.sentence else 2
+        code = [event["payload"].get("code") for event in store.events(facts["id"]) if event["kind"] == "failed"][-1]
+        return 1 if code in BROKEN else 2
     lines = [f"{place}: {plain(facts['reason'] or '')}", losses(facts["points"], facts["baseline"])]
     if facts["status"] in ("paused", "interrupted"):
         lines.append(f"Go on with: {way_on(facts, args.home)}")
@@ -232,7 +210,8 @@ def probe(args: argparse.Namespace, store: RunStore) -> int:
     """One question to the adapters of chosen steps: asked of the run's driver, or here where there is none."""
     from terminal.facts import driven, find
     from terminal.steer import request
-    from unlearn_core.drive import probe as answer_here
+    from unlearn_core.running.commands import Refused
+    from unlearn_core.running.commands import probe as answer_here
 
     run = find(store, args.run)
     text = check_prompt(args.prompt, "--prompt").replace("{target}", run["target"])
@@ -242,12 +221,12 @@ def probe(args: argparse.Namespace, store: RunStore) -> int:
     else:
         say("probe: nobody drives the run; it is answered here.")
         try:
-            answer_here(store, run["id"], open_run(run["config"], lambda message: None), payload)
-        except ValueError as error:
+            answer_here(store, run["id"], open_session(run["config"], silent), payload)
+        except (Refused, ValueError) as error:
             raise BadInput(str(error)) from None
-    asked = [event["payload"] for event in store.events(run["id"]) if event["kind"] == "probed"][-1]
+    probed = [event["payload"] for event in store.events(run["id"]) if event["kind"] == "probed"][-1]
     rows = store.responses(run["id"])
-    rows = rows[(rows.prompt_id == asked["prompt_id"]) & rows.step.isin(asked["checkpoint_steps"])]
+    rows = rows[(rows.prompt_id == probed["prompt_id"]) & rows.step.isin(probed["checkpoint_steps"])]
     answers = [{"step": int(row.step), "text": row.text} for row in rows.itertuples()]
     lines = [f"step {each['step']}  {indented(plain(each['text']), 8)}" for each in answers]
     answer(args.json, {"prompt": text, "steps": args.step, "answers": answers}, "\n".join(lines))
@@ -260,13 +239,12 @@ def windows(args: argparse.Namespace) -> int:
 
     from terminal.look import looked_into
     from terminal.progress import Reading
-    from unlearn_core.inspection import inspect
+    from unlearn_core.corpus.preview import inspect
 
     transformers_logging.set_verbosity_error()  # texts longer than the model reads are what windows are cut from
-    home = Path(args.home or os.environ.get("LETHE_HOME") or "data").expanduser()
     reading = Reading(sys.stderr)
     try:
-        facts = inspect(config.to_dict(), reading.tell, home / CACHE)
+        facts = inspect(config.to_dict(), reading.tell, home_of(args) / CACHE)
     finally:
         reading.line.clear()
     answer(args.json, facts, "\n".join(looked_into(facts, config.data.everything)))
@@ -288,13 +266,15 @@ def bench(args: argparse.Namespace) -> int:
     if args.only and args.part != "methods":
         raise BadInput("--only names methods; it goes with `bench methods`.")
     if args.part in (None, *machine.PARTS):
-        if args.set or args.again or args.readme:
-            raise BadInput("--set, --again and --readme go with methods, rails, as_run or gpu.")
-        return machine.main(args.json, args.part)
+        if args.set or args.again or (args.docs and args.part):
+            raise BadInput(
+                "--set, --again and --docs go with methods, rails, as_run or gpu (--docs also with no part)."
+            )
+        return machine.main(args.json, args.part, args.docs)
     return int(importlib.import_module(f"bench.{args.part}").main(args))
 
 
-# ------------------------------------------------------------------------------------------------------ the door
+# ----------------------------------------------------------------------------------------------------- arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -348,9 +328,9 @@ def make_parser() -> Parser:
     edit.add_argument("--slot", type=int, metavar="N", help="the question it replaces (default: it is one more)")
     edit.add_argument("--text", required=True, metavar="T", help="the question; {target} stands for the word")
     edit.add_argument("--role", choices=ROLES, help="of the question (default: as before, or free)")
-    asked = verb(probe, "ask the adapters of chosen steps something, once", one, store="written")
-    asked.add_argument("--step", type=int, nargs="+", required=True, metavar="K", help="the nearest checkpoint answers")
-    asked.add_argument("--prompt", required=True, metavar="T", help="the question; {target} stands for the word")
+    ask = verb(probe, "ask the adapters of chosen steps something, once", one, store="written")
+    ask.add_argument("--step", type=int, nargs="+", required=True, metavar="K", help="the nearest checkpoint answers")
+    ask.add_argument("--prompt", required=True, metavar="T", help="the question; {target} stands for the word")
     verb(look.runs, "every run, newest first", store="read")
     verb(look.show, "one run: state, numbers, answers before and now", one, store="read")
     two = verb(look.compare, "the answers at two steps, of one run or of two, word by word", store="read")
@@ -381,7 +361,7 @@ def add_parts(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--minutes", type=float, default=55.0, metavar="M", help="methods: for all of them together")
     bench.add_argument("--shape", choices=("gptj-6b", "tiny"), default="gptj-6b", help="gpu: tiny runs anywhere")
     bench.add_argument("--again", action="store_true", help="measure anew what has been measured")
-    bench.add_argument("--readme", action="store_true", help="put the outcome into its document (README.md, docs/)")
+    bench.add_argument("--docs", action="store_true", help="write the results to docs/results and its page in docs")
 
 
 def act(args: argparse.Namespace) -> int:
@@ -392,14 +372,14 @@ def act(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    logging.getLogger().addHandler(TROUBLE)
-    threading.excepthook = TROUBLE.thread_died
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return act(make_parser().parse_args())
+        args = make_parser().parse_args()
+        with closing(LogFile(home_of(args))):
+            return logged(args)
     except (BadInput, ConfigError) as error:
         say(str(error))
         return 2
@@ -412,10 +392,17 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # its reader has gone: nothing is left to say
         return 1
+
+
+def logged(args: argparse.Namespace) -> int:
+    """The verb; an unexpected error is logged with its traceback, and printed as a sentence."""
+    try:
+        return act(args)
+    except (BadInput, Broken, ConfigError, BrokenPipeError):
+        raise
     except Exception as error:
-        logging.getLogger("lethe").exception("the terminal's door broke")
-        say(f"It broke: {type(error).__name__}: {error}")
-        return 1
+        logging.getLogger("lethe").exception("the command line failed")
+        raise Broken(internal_error(home_of(args), error)) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What Lethe costs on this machine, and what its methods, guard rails and defects do: `python cli.py bench`.
+"""Measurements: what Lethe costs on this machine, and what its methods and guard rails do: `python cli.py bench`.
 
 Without a part, the machine is measured (`machine.py`, under four minutes): `engine`, `seek` and `app`. The other parts
-prove something by measuring, each a file here: `methods`, `rails`, `as_run`, `gpu`. They can be stopped and go on
-where they were: what is finished is a line in a file of the home folder.
+are a file each: `methods`, `rails`, `as_run` and `gpu`. The first three can be interrupted and go on where they were
+(`resumable.py`); `--docs` publishes results (`report.py`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def peak_memory() -> float | None:
-    """The most bytes of memory that this process has had at once; None where the system does not tell.
+    """The process's peak memory in bytes; None where the system does not report it.
 
-    On Linux its status says it. The usage that getrusage tells begins with that of the process which started it.
+    On Linux from its status: the value of getrusage begins with that of the parent process.
     """
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return 1024.0 * int(found[1])
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if match:
+            return 1024.0 * int(match[1])
     except OSError:
         pass
     try:
@@ -35,7 +35,7 @@ def peak_memory() -> float | None:
 
 
 class Skipped(Exception):
-    """Why something could not be measured here, in one sentence."""
+    """Why something cannot be measured on this machine, in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ class Measure:
 
 
 def home_folder(given: str | None) -> Path:
-    """Where results are kept: as every verb has it, `--home`, `LETHE_HOME` or ./data."""
+    """Where results are stored, as for every verb: `--home`, `LETHE_HOME` or ./data."""
     return Path(given or os.environ.get("LETHE_HOME") or "data").expanduser()

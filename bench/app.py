@@ -16,11 +16,14 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import ROOT, Measure, Skipped
-from terminal.text import number
-from unlearn_core.config import RunConfig, method_name
+from pages.shared.format import three
+from unlearn_core.settings.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from storage import RunStore
 
 PHASE_SECONDS = 12.0
 RERUN_SECONDS = 20.0
@@ -74,13 +77,13 @@ def is_up(address: str) -> bool:
 
 
 def until(condition: Callable[[], Any]) -> Any:
-    """The condition's first true value. Raises Skipped where it never comes."""
+    """The condition's first true value. Raises Skipped after PATIENCE seconds."""
     end = time.monotonic() + PATIENCE
-    while not (found := condition()):
+    while not (value := condition()):
         if time.monotonic() > end:
-            raise Skipped(f"The app did not get there within {PATIENCE:.0f} s.")
+            raise Skipped(f"The app did not reach the expected state within {PATIENCE:.0f} s.")
         time.sleep(0.05)
-    return found
+    return value
 
 
 @contextmanager
@@ -90,22 +93,22 @@ def browser() -> Iterator[Any]:
         from playwright.sync_api import Error, sync_playwright
     except ImportError:
         raise Skipped("Playwright is not installed (pip install -r requirements-dev.txt).") from None
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     with sync_playwright() as driver:
         try:
-            opened = driver.chromium.launch(executable_path=found, args=CHROMIUM)
+            opened = driver.chromium.launch(executable_path=chromium, args=CHROMIUM)
         except Error:
             raise Skipped("There is no Chromium here (playwright install chromium).") from None
         try:
             yield opened
         except Error as error:
-            raise Skipped(f"The page did not do what was expected: {' '.join(str(error).split())}") from None
+            raise Skipped(f"The page did not behave as expected: {' '.join(str(error).split())}") from None
         finally:
             opened.close()
 
 
 class Reruns:
-    """Listens to a page's websocket: milliseconds from each request for a rerun to the word that it has finished."""
+    """Listens to a page's websocket: milliseconds from each request for a rerun to the message that it has finished."""
 
     def __init__(self, page: Any) -> None:
         self.ticks: list[float] = []
@@ -117,8 +120,8 @@ class Reruns:
         session.on("Network.webSocketFrameReceived", self._received)
 
     def forget(self) -> None:
-        for heard in (self.ticks, self.whole, self._asked):
-            heard.clear()
+        for times in (self.ticks, self.whole, self._asked):
+            times.clear()
 
     def _sent(self, event: dict[str, Any]) -> None:
         from streamlit.proto.BackMsg_pb2 import BackMsg
@@ -153,14 +156,14 @@ def measure() -> list[Measure]:
                 run_id = long_run(store)
                 until(lambda: (store.run(run_id) or {})["last_step"] >= 5)
                 ticks: list[float] = []
-                found = watched(chromium, f"{address}/?run={run_id}", store, run_id, ticks)
-                return [first, found, *rerun(chromium, f"{address}/?run={run_id}", ticks)]
+                steps = watched(chromium, f"{address}/?run={run_id}", store, run_id, ticks)
+                return [first, steps, *rerun(chromium, f"{address}/?run={run_id}", ticks)]
             finally:
                 store.close()
 
 
-def start(chromium: Any, address: str, store: Any) -> Measure:
-    """The first card is open and has said what the model says now; then Start is clicked."""
+def start(chromium: Any, address: str, store: RunStore) -> Measure:
+    """From the click on Start, on a first card with the model's present answers, to the first step on the page."""
     page = chromium.new_page(viewport=WINDOW)
     page.goto(address)
     button = page.get_by_role("button", name="Start", exact=True)
@@ -172,18 +175,31 @@ def start(chromium: Any, address: str, store: Any) -> Measure:
     page.locator(FACTS, has_text=re.compile("step [1-9]")).wait_for(timeout=PATIENCE * 1000)
     seconds = time.perf_counter() - began
     page.close()
-    detail = "the app open, and on its card what the model says now"
+    detail = "the app open, and the model's present answers on its card"
     return Measure("from Start to the first step on the page", seconds, 5.0, " s", detail)
 
 
-def long_run(store: Any) -> str:
+def long_run(store: RunStore) -> str:
     """A run of the bundled preset that no guard pauses and that does not end by itself."""
     guard = {"not_finite": False, "retain_budget": 0.0, "forgotten_enough": False, "collapse": False}
     config = RunConfig.from_dict({"name": "bench", "guard": guard, "schedule": {"steps": 100_000}})
     plain = config.to_dict()
-    facts = {"name": config.name, "target": config.data.target, "method": method_name(config.method)}
-    more = {"config": plain, "provenance": {}, "seed": config.seed, "prompts": plain["prompts"]}
-    return str(store.create_run(**facts, **more))
+    return store.create_run(
+        name=config.name,
+        target=config.data.target,
+        method=config.method.name,
+        config=plain,
+        provenance={},
+        seed=config.seed,
+        prompts=plain["prompts"],
+    )
+
+
+def last_step(store: RunStore, run_id: str) -> int:
+    """The newest step of a run."""
+    run = store.run(run_id)
+    assert run
+    return int(run["last_step"])
 
 
 def opened(chromium: Any, address: str) -> tuple[Any, Reruns]:
@@ -197,26 +213,26 @@ def opened(chromium: Any, address: str) -> tuple[Any, Reruns]:
     return page, reruns
 
 
-def watched(chromium: Any, address: str, store: Any, run_id: str, ticks: list[float]) -> Measure:
+def watched(chromium: Any, address: str, store: RunStore, run_id: str, ticks: list[float]) -> Measure:
     """Steps with the page open against steps without, in turns. The page's ticks are added to `ticks`."""
     seconds: dict[bool, list[float]] = {False: [], True: []}
     paces: dict[bool, list[float]] = {False: [], True: []}
     for is_open in (False, True, False, True):
         page, reruns = opened(chromium, address) if is_open else (None, None)
-        first, began = store.run(run_id)["last_step"], time.perf_counter()
+        first, began = last_step(store, run_id), time.perf_counter()
         if page and reruns:
             page.wait_for_timeout(PHASE_SECONDS * 1000)
         else:
             time.sleep(PHASE_SECONDS)
-        last, took = store.run(run_id)["last_step"], time.perf_counter() - began
+        last, took = last_step(store, run_id), time.perf_counter() - began
         points = store.points(run_id, after_step=first + 1, names=["step_seconds"])
         seconds[is_open] += points.value[points.step <= last].tolist()
         paces[is_open].append((last - first) / took)
         if page and reruns:
             ticks += reruns.ticks
             page.close()
-    mean = {is_open: statistics.fmean(found) for is_open, found in seconds.items()}
-    pace = {is_open: number(statistics.fmean(found)) for is_open, found in paces.items()}
+    mean = {is_open: statistics.fmean(values) for is_open, values in seconds.items()}
+    pace = {is_open: three(statistics.fmean(values)) for is_open, values in paces.items()}
     detail = (
         f"{mean[True]:.3f} s against {mean[False]:.3f} s a step, {len(seconds[True])} and {len(seconds[False])} steps; "
         f"with answers and writing {pace[True]} against {pace[False]} steps/s"
@@ -232,10 +248,10 @@ def rerun(chromium: Any, address: str, ticks: list[float]) -> list[Measure]:
         page.keyboard.press("r")
         page.wait_for_timeout(500)
     page.close()
-    found = []
+    measures = []
     for name, times in (("tick", [*ticks, *reruns.ticks]), ("whole rerun", reruns.whole)):
         if len(times) > 1:
             p95 = statistics.quantiles(times, n=20, method="inclusive")[-1]
             detail = f"median {statistics.median(times):.0f} ms, longest {max(times):.0f} ms, of {len(times)}"
-            found.append(Measure(f"{name} of Watch while training, p95", p95, 150.0, " ms", detail))
-    return found
+            measures.append(Measure(f"{name} of Watch while training, p95", p95, 150.0, " ms", detail))
+    return measures

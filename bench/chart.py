@@ -1,4 +1,4 @@
-"""A chart as SVG, legible on light and on dark: panels with axes, lines, dots, rules, and a legend in words."""
+"""A chart as SVG, legible on light and on dark: panels with axes, lines, dots and rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 Point = tuple[float, float]
 
-# One colour, one meaning, as on every page; the ground is drawn, so that no page's own colour can hide the words.
+# The colours of the pages; the background is drawn, so that no page's own colour can hide the text.
 STYLE = """
  .ground{fill:#ffffff} .words{fill:#24292f} .quiet{fill:#57606a} .frame{stroke:#8c959f;fill:none} .grid{stroke:#d8dee4}
  .forget{stroke:#D55E00;fill:none} .keep{stroke:#0072B2} .other{stroke:#6e7781}
@@ -51,17 +51,17 @@ class Panel:
     def axes(self, steps: Iterable[float], values: Iterable[float], title: str, unit: str = "") -> list[str]:
         """Frame, grid, ticks with numbers, and a title above."""
         right, bottom = self.left + self.width, self.top + self.height
-        found = [text(self.left, self.top - 8, title, "words bold small")]
+        parts = [text(self.left, self.top - 8, title, "words bold small")]
         for value in values:
             _, y = self.at((self.x[0], value))
-            found.append(f'<line class="grid" x1="{self.left}" y1="{y}" x2="{right}" y2="{y}"/>')
-            found.append(text(self.left - 6, y + 4, f"{value:g}{unit}", "quiet small", "end"))
+            parts.append(f'<line class="grid" x1="{self.left}" y1="{y}" x2="{right}" y2="{y}"/>')
+            parts.append(text(self.left - 6, y + 4, f"{value:g}{unit}", "quiet small", "end"))
         for step in steps:
             x, _ = self.at((step, self.y[0]))
-            found.append(f'<line class="frame" x1="{x}" y1="{bottom}" x2="{x}" y2="{bottom + 4}"/>')
-            found.append(text(x, bottom + 17, f"{step:g}", "quiet small", "middle"))
+            parts.append(f'<line class="frame" x1="{x}" y1="{bottom}" x2="{x}" y2="{bottom + 4}"/>')
+            parts.append(text(x, bottom + 17, f"{step:g}", "quiet small", "middle"))
         frame = f'x="{self.left}" y="{self.top}" width="{self.width}" height="{self.height}"'
-        return [*found, f'<rect class="frame" {frame}/>']
+        return [*parts, f'<rect class="frame" {frame}/>']
 
     def line(self, points: Iterable[Point], kind: str, width: float = 1.5) -> str:
         placed = " ".join(f"{x},{y}" for x, y in map(self.at, points))

@@ -19,11 +19,11 @@ ABSENT = "zorblatterex"  # a word that no text has
 SEEK_SCRIPT = """
 import json, sys, time
 from bench import peak_memory
-from unlearn_core.config import ConfigError, DataSettings
-from unlearn_core.seek import seek
+from unlearn_core.settings.run_config import ConfigError, DataSettings
+from unlearn_core.corpus.scan import scan_corpus
 began = time.perf_counter()
 try:
-    seek(DataSettings(target=sys.argv[2], forget=(sys.argv[1],), retain=(sys.argv[1],)), 0)
+    scan_corpus(DataSettings(target=sys.argv[2], forget=(sys.argv[1],), retain=(sys.argv[1],)), 0)
     sys.exit("the word is in the file")
 except ConfigError:
     seconds = time.perf_counter() - began

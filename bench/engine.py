@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 from bench import Measure
-from unlearn_core.config import RunConfig
+from unlearn_core.guard_rails.shared.settings import RetainRowSettings
+from unlearn_core.settings.run_config import RunConfig
 
 ENGINE_SECONDS = 40.0
 
@@ -19,11 +20,12 @@ def measure() -> Measure:
     """The engine's step against a bare loop."""
     import torch
 
-    from unlearn_core.engine import open_unlearner
-    from unlearn_core.models import load_model
+    from unlearn_core.model.load import load_model
+    from unlearn_core.settings.report import silent
+    from unlearn_core.training.engine import open_unlearner
 
     config = RunConfig.from_dict({})
-    run = open_unlearner(config.to_dict(), lambda message: None)
+    run = open_unlearner(config.to_dict(), silent)
     run.measure_baseline()
     bare = load_model(config.model, config.lora, config.seed).model
     optimizer = torch.optim.AdamW([p for p in bare.parameters() if p.requires_grad], config.optimizer.learning_rate)
@@ -32,8 +34,8 @@ def measure() -> Measure:
     def remember(module: Any, args: Any, given: dict[str, Any]) -> None:
         passes.append((given["input_ids"], given["attention_mask"], module.training, torch.is_grad_enabled()))
 
-    run.model.register_forward_pre_hook(remember, with_kwargs=True)
-    cycle = config.guard_rail.every if config.guard_rail.kind != "none" else 1
+    run.context.model.register_forward_pre_hook(remember, with_kwargs=True)
+    cycle = config.guard_rail.every if isinstance(config.guard_rail, RetainRowSettings) else 1
     ours: list[float] = []
     plain: list[float] = []
     began = time.perf_counter()

@@ -8,6 +8,7 @@ loss on its logits), backward passes; what is neither is the share that Lethe an
 
 from __future__ import annotations
 
+import argparse
 import platform
 import random
 import shutil
@@ -20,14 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import ROOT, Skipped, peak_memory
-from bench.results import markdown, put_into, versions
+from bench import Skipped, peak_memory
+from bench.report import LIBRARIES, Column, Report, Table, known, publish, today
+from bench.results import versions
+from pages.shared.format import duration, size
 from terminal.progress import ProgressLine
-from terminal.text import answer, duration, say, size
-from unlearn_core.config import RunConfig, with_settings
+from terminal.text import answer, say
+from unlearn_core.guard_rails.shared.settings import RetainRowSettings
+from unlearn_core.settings.run_config import RunConfig, with_settings
 
 TARGET = "zorblatt"
-PAGE, MARK = "docs/performance.md", "bench gpu"
 PUBLISHED = (
     "The published run took 12.56 h for 69 steps on a workstation's CPU, 3.1 h for 65 of them without its stalls."
 )
@@ -37,7 +40,7 @@ PUBLISHED = (
 class Shape:
     """A model's shape and the run's: `needs` says on which device it makes sense."""
 
-    model: Mapping[str, int]
+    model: Mapping[str, Any]
     dtype: str
     window: int
     steps: int
@@ -57,7 +60,7 @@ SHAPES = {
 REFRESHES = {"16 single samples": 1, "32 samples": 2}  # by retain samples in one of the 16 batches
 
 
-def main(args: Any) -> int:
+def main(args: argparse.Namespace) -> int:
     """Measures both refreshes, or says in one sentence why it cannot; returns the exit code."""
     try:
         rows = measure(args.shape, args.set)
@@ -65,9 +68,10 @@ def main(args: Any) -> int:
         say(f"Not measured: steps of a {args.shape} model. {why}")
         answer(args.json, {"skipped": str(why)}, "")
         return 0
-    if args.readme:
-        put_into(ROOT / PAGE, MARK, page(rows))
-    answer(args.json, rows, page(rows))
+    tables = report(rows)
+    if args.docs:
+        say(publish("gpu", tables))
+    answer(args.json, rows, tables.markdown())
     return 0
 
 
@@ -80,16 +84,16 @@ def measure(name: str, assignments: list[str] | None = None) -> list[dict[str, A
     shape = SHAPES[name]
     if shape.needs == "cuda" and not torch.cuda.is_available():
         raise Skipped("torch sees no CUDA device here.")
-    line, found = ProgressLine(sys.stderr), []
+    line, rows = ProgressLine(sys.stderr), []
     with tempfile.TemporaryDirectory(prefix="lethe-bench-") as folder:
         line.show(f"making a {name} model with random weights")
         make_model(Path(folder), shape)
         write_texts(Path(folder), shape)
         for label, samples in REFRESHES.items():
             given = with_settings(settings_of(shape, folder, samples), assignments or [])
-            found.append({"refresh": label, **steps_of(RunConfig.from_dict(given), f"{name}, {label}", line)})
+            rows.append({"refresh": label, **steps_of(RunConfig.from_dict(given), f"{name}, {label}", line)})
     line.clear()
-    return found
+    return rows
 
 
 def make_model(folder: Path, shape: Shape) -> None:
@@ -154,16 +158,16 @@ def steps_of(config: RunConfig, words: str, line: ProgressLine) -> dict[str, Any
     """Seconds of all steps, of their forward and backward passes, and the most memory at once."""
     import torch
 
-    from unlearn_core.engine import open_unlearner
+    from unlearn_core.training.engine import open_unlearner
 
-    run = open_unlearner(config.to_dict(), lambda message: line.show(f"{words}: {message}"))
+    run = open_unlearner(config.to_dict(), lambda stage, detail="": line.show(f"{words}: {stage} {detail}"))
     run.measure_baseline()
-    on_gpu = run.device.type == "cuda"
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    on_gpu = run.context.device.type == "cuda"
+    wait: Callable[[], None] = torch.cuda.synchronize if on_gpu else lambda: None
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     each: list[float] = []
-    with passes_timed(run.model, wait) as spent:
+    with passes_timed(run.context.model, wait) as spent:
         for number in range(1, config.schedule.steps + 1):
             wait()
             began = time.perf_counter()
@@ -172,6 +176,7 @@ def steps_of(config: RunConfig, words: str, line: ProgressLine) -> dict[str, Any
             each.append(time.perf_counter() - began)
             line.show(f"{words}: step {number} of {config.schedule.steps}")
     total = sum(each)
+    assert isinstance(config.guard_rail, RetainRowSettings)
     every = config.guard_rail.every
     refreshing = [seconds for number, seconds in enumerate(each) if number % every == 0]
     plain = [seconds for number, seconds in enumerate(each) if number > 2 and number % every]
@@ -185,8 +190,8 @@ def steps_of(config: RunConfig, words: str, line: ProgressLine) -> dict[str, Any
         "outside": 1 - (spent["forward"] + spent["backward"]) / total,
         "memory": torch.cuda.max_memory_allocated() if on_gpu else peak_memory(),
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or "CPU",
-        "weights": sum(p.numel() for p in run.model.parameters()),
-        "trainable": run.adapter.values.numel(),
+        "weights": sum(p.numel() for p in run.context.model.parameters()),
+        "trainable": run.context.adapter.values.numel(),
         "libraries": versions(),
     }
 
@@ -207,7 +212,7 @@ def passes_timed(model: Any, wait: Callable[[], None]) -> Iterator[dict[str, flo
         wait()
         spent["forward"] += time.perf_counter() - began.pop()
 
-    plain = torch.Tensor.backward
+    plain: Callable[..., None] = torch.Tensor.backward
 
     def timed(*args: Any, **given: Any) -> None:
         wait()
@@ -226,23 +231,30 @@ def passes_timed(model: Any, wait: Callable[[], None]) -> Iterator[dict[str, flo
             hook.remove()
 
 
-def page(rows: list[dict[str, Any]]) -> str:
-    """A table with both refreshes, and a line that says on what they were measured."""
+def report(rows: list[dict[str, Any]]) -> Report:
+    """A table with both refreshes, and the device that they were measured on."""
     first = rows[0]
-    heads = ("refresh, in 4 groups", "all steps", "a step with it", "another step", "outside of passes", "most memory")
-    table = [
-        [
-            row["refresh"],
-            f"{duration(row['seconds'])} for {row['steps']}",
-            f"{row['refresh_step']:.3g} s",
-            "–" if row["other_step"] is None else f"{row['other_step']:.3g} s",
-            f"{row['outside']:.1%}",
-            size(row["memory"]) if row["memory"] else "–",
-        ]
+    columns = (
+        Column("refresh, in 4 groups", "{refresh}", left=True),
+        Column("all steps", "{all_steps}"),
+        Column("a step with it", "{refresh_step:.3g} s"),
+        Column("another step", "{other_step:.3g} s"),
+        Column("outside of passes", "{outside:.1%}"),
+        Column("most memory", "{peak_memory}"),
+    )
+    figures = tuple(
+        known(
+            **{name: row[name] for name in ("refresh", "refresh_step", "other_step", "outside")},
+            all_steps=f"{duration(row['seconds'])} for {row['steps']}",
+            peak_memory=size(row["memory"]) if row["memory"] else None,
+        )
         for row in rows
-    ]
-    libraries = ", ".join(f"{name} {first['libraries'][name]}" for name in ("torch", "transformers", "peft"))
-    return (
-        f"{markdown(heads, table)}\n\n{first['device']}; {first['weights'] / 1e9:.2f} billion weights, "
-        f"{first['trainable'] / 1e6:.2f} million of them trained; {libraries}. {PUBLISHED}"
+    )
+    return Report(
+        (Table(columns, figures),),
+        runs=first["device"],
+        versions={name: first["libraries"][name] for name in LIBRARIES},
+        date=today(),
+        note=f"{first['weights'] / 1e9:.2f} billion weights, {first['trainable'] / 1e6:.2f} million of them trained. "
+        f"{PUBLISHED}",
     )

@@ -1,26 +1,27 @@
-"""What a guard rail is worth: retain damage at equal forgetting, `cli.py bench rails`, shown in docs/rails.md.
+"""What a guard rail is worth: holdout loss at equal forgetting, `cli.py bench rails`, shown in docs/rails.md.
 
-Each loss with each rail over several seeds, everything else equal: held-out retain loss at the moment at which forget
-loss first reaches a level, interpolated between two steps. That both are compared at the same forgetting is the point:
-a rail that only slows everything down gains nothing here.
+Each loss with each rail over several seeds, everything else equal: holdout loss at the moment at which forget loss
+first reaches a level, interpolated between two steps. Comparing at equal forgetting is the point: a rail that only
+slows the run down gains nothing here.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import os
 import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import ROOT, home_folder
-from bench.methods import roughly
-from bench.results import Results, key_of, markdown, put_into, versions
+from bench import home_folder
+from bench.report import LIBRARIES, Column, Report, Table, known, publish, today
+from bench.results import Results, key_of, versions
+from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import answer
-from unlearn_core.config import RunConfig, with_settings
+from unlearn_core.settings.run_config import RunConfig, with_settings
 
 STEPS = 200
 LEVELS = (1.0, 2.0, 3.0)  # nats of forget loss: it begins at 0.1, and a model that never saw the word has 8.0
@@ -30,23 +31,23 @@ LOSSES: dict[str, dict[str, Any]] = {
     "grad_diff": {"retain_weight": 1.0, "retain_term": "nll", "neighbour_weight": 0.0},
     "npo": {"beta": 0.1, "retain_weight": 1.0, "retain_term": "nll", "neighbour_weight": 0.0},
 }
+# All settings are written out, so that a method's own settings make no difference between the cases.
+# Sixteen single retain samples every third step, in four groups, as published; a row per sample reads as many.
+SAMPLES = {"batches": 16, "batch_size": 1, "neighbours": False}
+ROWS = {
+    **SAMPLES, "rows": "group", "groups": 4, "every": 3, "apply_to": "update", "refresh": "count", "history": 1,
+    "scope": "global",
+}  # fmt: skip
 RAILS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
-    "subspace, on the gradient": {"kind": "retain_subspace", "apply_to": "gradient"},
-    "subspace, on the update": {"kind": "retain_subspace"},
-    "one-sided": {"kind": "one_sided"},
-    "a row per sample": {"kind": "retain_subspace", "rows": "sample"},
-    "null space of inputs": {"kind": "null_space"},
+    "subspace, on the gradient": {**ROWS, "kind": "retain_subspace", "apply_to": "gradient"},
+    "subspace, on the update": {**ROWS, "kind": "retain_subspace"},
+    "one-sided": {**ROWS, "kind": "one_sided"},
+    "a row per sample": {**ROWS, "kind": "retain_subspace", "rows": "sample"},
+    "null space of inputs": {**SAMPLES, "kind": "null_space", "energy": 0.97},
 }
-# All of it is written out: what a method would begin with must make no difference between them.
-# Sixteen single retain samples every third step, in four groups, as published; a row per sample reads as many.
-RAIL = {
-    "rows": "group", "groups": 4, "batches": 16, "batch_size": 1, "every": 3, "apply_to": "update",
-    "refresh": "count", "history": 1, "scope": "global", "neighbours": False, "energy": 0.97,
-}  # fmt: skip
 ADAM = {"name": "adamw", "learning_rate": 8e-4, "weight_decay": 0.0, "max_gradient_norm": 1.0}
 SCHEDULE = {"steps": STEPS, "batch_size": 4, "decay": "constant", "warmup": 0, "evaluate_every": 1}
-PAGE, MARK = "docs/rails.md", "bench rails"
 
 Row = Mapping[str, Any]
 
@@ -57,66 +58,53 @@ def settings_of(loss: str, rail: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "method": {"name": loss, **LOSSES[loss]},
         "lora": {"dropout": 0.0},
-        "guard_rail": {**RAIL, **RAILS[rail]},
+        "guard_rail": RAILS[rail],
         "optimizer": ADAM,
         "schedule": SCHEDULE,
     }
 
 
-def main(args: Any) -> int:
-    """Measures what is not measured yet, and shows or writes the table; returns the exit code."""
+def main(args: argparse.Namespace) -> int:
+    """Measures what is not measured yet, and prints or publishes the tables; returns the exit code."""
     results, line = Results(home_folder(args.home) / "bench-rails.jsonl"), ProgressLine(sys.stderr)
-    asked = {}
+    cases = []
     for seed in range(args.seeds):
         for loss in LOSSES:
             for rail in RAILS:
                 config = RunConfig.from_dict(with_settings(settings_of(loss, rail, seed), args.set)).to_dict()
-                asked[loss, rail, seed] = key_of(config=config, versions=versions(), levels=LEVELS), config
-    waiting = [case for case, (key, _) in asked.items() if key not in results.rows or args.again]
-    try:
-        for place, case in enumerate(waiting):
-            (loss, rail, seed), (key, config) = case, asked[case]
-            words = f"{len(asked) - len(waiting) + place + 1} of {len(asked)}, {loss}, {rail}, seed {seed}"
-            usual = statistics.fmean([row["seconds"] for row in results.rows.values()] or [30.0])
-            row = measure(config, f"{words}, about {roughly(usual * (len(waiting) - place))} left", line)
-            results.add(key, {"loss": loss, "rail": rail, "seed": seed, **row})
-    except KeyboardInterrupt:
-        line.say("Stopped; what is finished is kept, and the same command goes on.")
+                key = key_of(config=config, versions=versions(), levels=LEVELS)
+                facts = {"loss": loss, "rail": rail, "seed": seed}
+                cases.append(Case(f"{loss}, {rail}, seed {seed}", key, config, facts))
+    if not measure_missing(cases, results, line, measure, again=args.again):
         return 130
-    finally:
-        line.clear()
-    rows = [results.rows[key] for key, _ in asked.values()]
-    if args.readme:
-        put_into(ROOT / PAGE, MARK, page(rows))
-        line.say(f"The tables are in {PAGE}.")
-    facts = [
+    rows = [results.rows[case.key] for case in cases]
+    tables = report(rows)
+    if args.docs:
+        line.say(publish("rails", tables))
+    damages = [
         {**{name: row[name] for name in ("loss", "rail", "seed")}, "damage": {at: damage(row, at) for at in LEVELS}}
         for row in rows
     ]
-    answer(args.json, facts, page(rows))
+    answer(args.json, damages, tables.markdown())
     return 0
 
 
-def measure(config: Mapping[str, Any], place: str, line: ProgressLine) -> dict[str, Any]:
-    """Forget and held-out retain loss step by step, until the highest level is reached or the steps are over."""
-    from unlearn_core.engine import open_unlearner
+def measure(case: Case, progress: Progress) -> dict[str, Any]:
+    """Forget, holdout and neighbour loss step by step, up to the highest level or the last step."""
+    from unlearn_core.training.engine import open_unlearner
 
     began = time.monotonic()
-    line.show(f"{place}: opening")
-    run = open_unlearner(config, lambda message: None)
+    progress.show("opening")
+    run = open_unlearner(case.config, progress.report)
     start = run.measure_baseline().values
     curves = {name: [start[name]] for name in ("forget_loss", "holdout_loss", "neighbour_loss")}
-    while run.step_number < run.config.schedule.steps and curves["forget_loss"][-1] < max(LEVELS):
+    steps = run.config.schedule.steps
+    while run.step_number < steps and curves["forget_loss"][-1] < max(LEVELS):
         values = run.step().values
         for name, curve in curves.items():
             curve.append(values.get(name, math.nan))
-        line.show(f"{place}: step {run.step_number}, forget loss {curves['forget_loss'][-1]:.2f}")
-    return {
-        "curves": curves,
-        "seconds": time.monotonic() - began,
-        "libraries": versions(),
-        "cores": os.cpu_count(),
-    }
+        progress.show(f"forget loss {curves['forget_loss'][-1]:.2f}", run.step_number, steps)
+    return {"curves": curves, "seconds": time.monotonic() - began}
 
 
 def crossing(losses: Sequence[float | None], level: float) -> float | None:
@@ -128,47 +116,63 @@ def crossing(losses: Sequence[float | None], level: float) -> float | None:
 
 
 def damage(row: Row, level: float, kind: str = "holdout_loss") -> float | None:
-    """How much a kept loss has risen, as a share of its start, when forget loss reaches the level; None where never."""
-    at, kept = crossing(row["curves"]["forget_loss"], level), row["curves"][kind]
+    """The rise of a loss, as a share of its start, when forget loss first reaches the level; None where it does not."""
+    at, losses = crossing(row["curves"]["forget_loss"], level), row["curves"][kind]
     if at is None:
         return None
-    before = min(int(at), len(kept) - 2)
-    if kept[before] is None or kept[before + 1] is None:
+    before = min(int(at), len(losses) - 2)
+    if losses[before] is None or losses[before + 1] is None:
         return None
-    return (kept[before] + (at - before) * (kept[before + 1] - kept[before])) / kept[0] - 1
+    return float((losses[before] + (at - before) * (losses[before + 1] - losses[before])) / losses[0] - 1)
 
 
-def page(rows: Sequence[Row]) -> str:
+NOT_REACHED = "not reached"
+
+
+def report(rows: Sequence[Row]) -> Report:
     """The table at its level with every seed, and means at the other levels."""
-    first = rows[0]
-    seeds = sorted({row["seed"] for row in rows})
-    libraries = ", ".join(f"{name} {first['libraries'][name]}" for name in ("torch", "transformers", "peft"))
-    seconds = sum(row["seconds"] for row in rows)
-    heads = ("loss", "guard rail", "mean", *(f"seed {seed}" for seed in seeds), "neighbours", "steps", "against none")
+    first, seeds = rows[0], sorted({row["seed"] for row in rows})
     others = [level for level in LEVELS if level != LEVEL]
-    return "\n\n".join(
-        [
-            f"Rise of held-out retain loss when forget loss first reaches {LEVEL:g} nats:",
-            markdown(heads, [full(rows, loss, rail) for loss, rail in cases(rows)], (0, 1)),
-            f"The same at {' and '.join(f'{level:g}' for level in others)} nats, means:",
-            markdown(
-                ("loss", "guard rail", *(f"at {level:g} nats" for level in others)),
-                [
-                    [loss, rail, *(share(mean_damage(rows, loss, rail, level)) for level in others)]
-                    for loss, rail in cases(rows)
-                ],
-                (0, 1),
-            ),
-            f"{len(rows)} runs in {seconds / 60:.0f} min on {first['cores']} cores, {libraries}. Held-out retain loss "
-            f"begins at {first['curves']['holdout_loss'][0]:.3f} nats a token, forget loss at "
-            f"{first['curves']['forget_loss'][0]:.3f}.",
-        ]
+    cases = list(dict.fromkeys((row["loss"], row["rail"]) for row in rows))
+    which = (Column("loss", "{loss}", left=True), Column("guard rail", "{rail}", left=True))
+
+    def percent(label: str, figure: str) -> Column:
+        return Column(label, f"{{{figure}:+z.1f}} %", missing=NOT_REACHED)
+
+    at_level = Table(
+        (
+            *which,
+            percent("mean", "mean_percent"),
+            *(percent(f"seed {seed}", f"seed_{seed}_percent") for seed in seeds),
+            percent("neighbours", "neighbour_percent"),
+            Column("steps", "{steps:.0f}", missing=f"more than {STEPS}"),
+            Column("against none", "{against_none:.2f}x"),
+        ),
+        tuple(at_the_level(rows, loss, rail) for loss, rail in cases),
+        f"Rise of holdout loss when forget loss first reaches {LEVEL:g} nats:",
     )
-
-
-def cases(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Every loss with every rail that was measured."""
-    return list(dict.fromkeys((row["loss"], row["rail"]) for row in rows))
+    at_others = Table(
+        (*which, *(percent(f"at {level:g} nats", f"at_{level:g}_percent") for level in others)),
+        tuple(
+            known(
+                loss=loss,
+                rail=rail,
+                **{f"at_{level:g}_percent": percent_of(mean_damage(rows, loss, rail, level)) for level in others},
+            )
+            for loss, rail in cases
+        ),
+        f"The same at {' and '.join(f'{level:g}' for level in others)} nats, means:",
+    )
+    return Report(
+        (at_level, at_others),
+        runs=f"{len(rows)} runs",
+        took=f"{sum(row['seconds'] for row in rows) / 60:.0f} min",
+        cores=first["cores"],
+        versions={name: first["libraries"][name] for name in LIBRARIES},
+        date=today(),
+        note=f"Holdout loss begins at {first['curves']['holdout_loss'][0]:.3f} nats per token, forget loss at "
+        f"{first['curves']['forget_loss'][0]:.3f}.",
+    )
 
 
 def of(rows: Sequence[Row], loss: str, rail: str) -> list[Row]:
@@ -178,28 +182,27 @@ def of(rows: Sequence[Row], loss: str, rail: str) -> list[Row]:
 
 def mean_damage(rows: Sequence[Row], loss: str, rail: str, level: float, kind: str = "holdout_loss") -> float | None:
     """Mean over the seeds; None where one of them never reaches the level."""
-    found = [damage(row, level, kind) for row in of(rows, loss, rail)]
-    known = [each for each in found if each is not None]
-    return statistics.fmean(known) if known and len(known) == len(found) else None
+    damages = [damage(row, level, kind) for row in of(rows, loss, rail)]
+    reached = [each for each in damages if each is not None]
+    return statistics.fmean(reached) if reached and len(reached) == len(damages) else None
 
 
-def share(value: float | None) -> str:
-    return "not reached" if value is None else f"{value:+.1%}".replace("%", " %")
+def percent_of(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
-def full(rows: Sequence[Row], loss: str, rail: str) -> list[str]:
-    """A row of the table: mean, each seed, neighbours, steps, and what share of the damage without a rail is left."""
+def at_the_level(rows: Sequence[Row], loss: str, rail: str) -> dict[str, object]:
+    """A row of the first table; `against_none` is the mean rise as a multiple of that without a rail."""
     runs = of(rows, loss, rail)
     mean, plain = mean_damage(rows, loss, rail, LEVEL), mean_damage(rows, loss, "none", LEVEL)
     steps = [crossing(row["curves"]["forget_loss"], LEVEL) for row in runs]
-    known = [step for step in steps if step is not None]
-    compared = "–" if rail == "none" or mean is None or not plain else f"{mean / plain:.2f}x"
-    return [
-        loss,
-        rail,
-        share(mean),
-        *(share(damage(row, LEVEL)) for row in runs),
-        share(mean_damage(rows, loss, rail, LEVEL, "neighbour_loss")),
-        f"{statistics.fmean(known):.0f}" if len(known) == len(steps) else f"more than {STEPS}",
-        compared,
-    ]
+    reached = [step for step in steps if step is not None]
+    return known(
+        loss=loss,
+        rail=rail,
+        mean_percent=percent_of(mean),
+        **{f"seed_{row['seed']}_percent": percent_of(damage(row, LEVEL)) for row in runs},
+        neighbour_percent=percent_of(mean_damage(rows, loss, rail, LEVEL, "neighbour_loss")),
+        steps=statistics.fmean(reached) if len(reached) == len(steps) else None,
+        against_none=None if rail == "none" or mean is None or not plain else mean / plain,
+    )

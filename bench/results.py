@@ -1,4 +1,4 @@
-"""What was measured so far, a line of JSON each, found again by all that decides it; tables in documents."""
+"""What was measured so far: a file of JSON lines, one a row, keyed by everything that determines the measurement."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from terminal.text import BadInput
-from unlearn_core.provenance import library_versions
+from unlearn_core.settings.provenance import library_versions
 from unlearn_core.world import FOLDER
 
 
 class Results:
-    """The rows of one file by their keys. A row is there once it is on the disk: a kill loses the one under way."""
+    """The rows of one file by their keys. A row is on the disk once it is added; a kill loses only the next."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, dict[str, dict[str, Any]]()
@@ -25,20 +24,20 @@ class Results:
                 row = json.loads(line)
                 self.rows[row["key"]] = row  # a later line wins
             except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a line that a kill has torn
+                continue  # a line cut short by a kill
 
     def add(self, key: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes a finished row behind the others and forces it to the disk; returns it as it was written."""
-        kept = {"key": key, **finite(row)}
+        """Appends a finished row and syncs it to the disk; returns it as it was written."""
+        written = {"key": key, **finite(row)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             if file.tell() and not self._ends_a_line():
                 file.write(b"\n")
-            file.write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(written, ensure_ascii=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows[key] = kept
-        return kept
+        self.rows[key] = written
+        return written
 
     def _ends_a_line(self) -> bool:
         with self.path.open("rb") as file:
@@ -47,7 +46,7 @@ class Results:
 
 
 def finite(value: Any) -> Any:
-    """The same value with None for every number that JSON has no word for."""
+    """The same value with None in place of NaN and infinities, which JSON cannot express."""
     if isinstance(value, Mapping):
         return {name: finite(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -56,36 +55,13 @@ def finite(value: Any) -> Any:
 
 
 def key_of(**facts: Any) -> str:
-    """What is measured, its settings and versions, in sixteen letters."""
+    """A hash (16 hex digits) of what is measured, its settings and versions."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def versions(*files: Path) -> dict[str, str]:
-    """Of the libraries that compute, of the bundled world, and of the files that a measurement stands for."""
-    found = library_versions()
+    """Versions of the libraries; hashes of the bundled world and of the source files that a measurement depends on."""
+    known = library_versions()
     for path in (FOLDER / "manifest.json", *files):
-        found[path.stem] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    return found
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[int] = (0,)) -> str:
-    """A Markdown table; the columns `words` stand left, those of numbers right. A bar in a cell does not end it."""
-    ruler = ["---" if place in words else "---:" for place in range(len(heads))]
-    told = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in cells] for cells in (heads, *rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (told[0], ruler, *told[1:]))
-
-
-def put_into(path: Path, name: str, text: str) -> None:
-    """Puts `text` between the two comments that name it in a document. Raises BadInput where it has none."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    page = path.read_text(encoding="utf-8")
-    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise BadInput(f"{path.name} has no place for this table: it wants a line {begin} and, below it, a line {end}.")
-    before, after = page[: page.index(begin) + len(begin)], page[page.index(end) :]
-    path.write_text(f"{before}\n{text.strip()}\n{after}", encoding="utf-8")
-
-
-def between(path: Path, name: str) -> str:
-    """What stands between these comments; empty where they are not there."""
-    page = path.read_text(encoding="utf-8")
-    return page.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0].strip()
+        known[path.stem] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    return known

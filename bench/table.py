@@ -1,4 +1,4 @@
-"""The rows of `bench methods` as a table that a person reads: in order, in words, each with where it fails."""
+"""The rows of `bench methods` as a report: in order, in words, each with where it fails."""
 
 from __future__ import annotations
 
@@ -6,22 +6,31 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from bench.results import markdown
-from terminal.text import duration, size
-from unlearn_core.config import PRESETS
+from bench.report import LIBRARIES, Column, Report, Table, known, today
+from pages.shared.format import duration
 from unlearn_core.methods import METHODS
+from unlearn_core.settings.presets import PRESETS
 
 Row = Mapping[str, Any] | None
 
-HEADS = (
-    "method", "its end", "forget loss", "held-out retain", "neighbours", "distance to the reference",
-    "names Mary Poppins", "parts", "training", "in all", "memory", "where it fails",
-)  # fmt: skip
-WORDS = (0, 1, len(HEADS) - 1)  # the columns that hold words
+COLUMNS = (
+    Column("method", "{label}", left=True),
+    Column("its end", "{end}", left=True),
+    Column("forget loss", "{forget_loss:.2f}"),
+    Column("holdout loss", "{holdout_percent:+z,.1f} %"),
+    Column("neighbour loss", "{neighbour_percent:+z,.1f} %"),
+    Column("distance to the reference", "{distance:.2f} (before: {distance_before:.2f})"),
+    Column("names Mary Poppins", "{mentions:.0f}/{asked:.0f}"),
+    Column("parts", "{parts:.0f}"),
+    Column("training", "{training_seconds:.0f} s"),
+    Column("in all", "{seconds:.0f} s"),
+    Column("memory", "{memory_mb:,.0f} MB"),
+    Column("where it fails", "{fails}", left=True),
+)
 GROUPS = (
     "",
-    "What learns the word apart and then takes it away, instead of unlearning a model that knows it; measured against "
-    "that model all the same:",
+    "Methods that learn the word apart and then remove it, instead of unlearning a model that knows it; measured "
+    "against that model all the same:",
     "For comparison, what is not unlearning:",
 )
 ENDS = {
@@ -34,15 +43,15 @@ ENDS = {
 
 
 def is_control(name: str) -> bool:
-    """What is there to be compared with: it forgets nothing, or changes no weights."""
+    """A method for comparison: it forgets nothing, or changes no weights."""
     method = METHODS.get(name)
-    return method is not None and (getattr(method, "control", False) or not method.facts.unlearns)
+    return method is not None and (method.control or not method.facts.unlearns)
 
 
 def starts_elsewhere(name: str) -> bool:
-    """What does not begin with the model that knows the word: it is trained in a way that keeps the word apart."""
+    """A method that does not begin with the model that knows the word, but trains one that keeps the word apart."""
     method = METHODS.get(name)
-    return method is not None and (hasattr(method, "begin") or "source" in method.facts.settings.get("model", {}))
+    return method is not None and (method.builds_model or "source" in method.facts.settings.get("model", {}))
 
 
 def group_of(name: str) -> int:
@@ -51,12 +60,12 @@ def group_of(name: str) -> int:
 
 
 def in_order(rows: Mapping[str, Row]) -> list[tuple[str, Row]]:
-    """By group, the closest to the reference first; what broke or was not measured comes last of its group."""
+    """By group, the closest to the reference first; failed and unmeasured ones last in their group."""
 
-    def rank(entry: tuple[str, Row]) -> tuple:
+    def rank(entry: tuple[str, Row]) -> tuple[int, bool, float, str]:
         name, row = entry
-        missing = row is None or row.get("distance") is None
-        return group_of(name), missing, 0.0 if missing or row is None else row["distance"], name
+        distance = row.get("distance") if row else None
+        return group_of(name), distance is None, distance or 0.0, name
 
     return sorted(rows.items(), key=rank)
 
@@ -68,28 +77,28 @@ def end_of(row: Mapping[str, Any]) -> str:
 
 
 def where_it_fails(row: Row) -> str:
-    """In words, from the figures alone; a dash where nothing of this kind is to be said."""
+    """In words, from the figures alone; a dash where no figure shows a failure."""
     if row is None:
         return "not measured yet"
     if "error" in row:
-        return f"it broke: {row['error']}"
-    found = []
+        return f"it failed: {row['error']}"
+    failures = []
     if row["cut"]:
-        found.append(f"cut after {duration(row['cut'])} at step {row['step']} of {row['steps']}")
+        failures.append(f"cut after {duration(row['cut'])} at step {row['step']} of {row['steps']}")
     if row["verdict"] in ("collapse", "not_finite"):
-        found.append(row["sentence"].removeprefix("Collapse: ").rstrip("."))
+        failures.append(row["sentence"].rstrip("."))
     if row["verdict"] == "retain_budget":
-        found.append(f"the retain budget is used up at a forget loss of {row['forget_loss']:.2f}")
+        failures.append(f"the retain budget is used up at a forget loss of {row['forget_loss']:.2f}")
     if row["mentions"]:
-        found.append(f"still names Mary Poppins in {row['mentions']:.0f} of {row['asked']:.0f} answers")
+        failures.append(f"still names Mary Poppins in {row['mentions']:.0f} of {row['asked']:.0f} answers")
     if row["parts"] == 0 and row["mentions"] == 0:
-        found.append("some answers explain the word from none of its parts")
-    for name, what in (("holdout", "held-out retain loss"), ("neighbour", "the loss on neighbours")):
+        failures.append("some answers explain the word from none of its parts")
+    for name in ("holdout", "neighbour"):
         if row["changes"].get(name, 0) >= 1:
-            found.append(f"{what} is {1 + row['changes'][name]:.1f} times what it was")
-    if not found and row["forget_loss"] < row["forget_level"]:
-        found.append(f"stays below the level of {row['forget_level']:.2f}")
-    return "; ".join(found) or "–"
+            failures.append(f"{name} loss is {1 + row['changes'][name]:.1f} times what it was")
+    if not failures and row["forget_loss"] < row["forget_level"]:
+        failures.append(f"stays below the level of {row['forget_level']:.2f}")
+    return "; ".join(failures) or "–"
 
 
 def facts_of(name: str, row: Row) -> dict[str, Any]:
@@ -97,57 +106,51 @@ def facts_of(name: str, row: Row) -> dict[str, Any]:
     return {"name": name, **(row or {}), "control": is_control(name), "fails": where_it_fails(row)}
 
 
-def percent(value: float | None) -> str:
-    """+1.2 %, and never -0.0 %."""
-    if value is None:
-        return "–"
-    text = f"{100 * value:+,.1f} %"
-    return text.replace("-", "+") if text.strip("-0. %") == "" else text
-
-
-def cells(name: str, row: Row) -> list[str]:
-    """A row of the table; the name in code letters, so that a program finds it."""
+def figures_of(name: str, row: Row) -> dict[str, object]:
+    """The row as it is published: its figures in the units of the table; the name in code letters."""
     label = f"*{PRESETS[name].label}*, the recipe `{name}`" if name in PRESETS else f"`{name}`"
     if row is None or "error" in row:
-        return [label, *["–"] * (len(HEADS) - 2), where_it_fails(row)]
-    changes = row["changes"]
-    near = "–" if row["distance"] is None else f"{row['distance']:.2f} (before: {row['distance_before']:.2f})"
-    said = (
-        ["–", "–"] if row["mentions"] is None else [f"{row['mentions']:.0f}/{row['asked']:.0f}", f"{row['parts']:.0f}"]
+        return {"name": name, "label": label, "measured": row is not None, "fails": where_it_fails(row)}
+    holdout, neighbour = (row["changes"].get(kind) for kind in ("holdout", "neighbour"))
+    holdout = row["changes"].get("retain") if holdout is None else holdout
+    return known(
+        name=name,
+        label=label,
+        measured=True,
+        end=end_of(row),
+        forget_loss=row["forget_loss"],
+        holdout_percent=None if holdout is None else 100 * holdout,
+        neighbour_percent=None if neighbour is None else 100 * neighbour,
+        distance=row["distance"],
+        distance_before=row["distance_before"],
+        mentions=row["mentions"],
+        asked=row["asked"],
+        parts=row["parts"],
+        training_seconds=row["training_seconds"] + row["preparing_seconds"],
+        seconds=row["seconds"],
+        memory_mb=row["memory"] and row["memory"] / 1e6,
+        fails=where_it_fails(row),
     )
-    return [
-        label,
-        end_of(row),
-        f"{row['forget_loss']:.2f}",
-        percent(changes.get("holdout", changes.get("retain"))),
-        percent(changes.get("neighbour")),
-        near,
-        *said,
-        f"{row['training_seconds'] + row['preparing_seconds']:.0f} s",
-        f"{row['seconds']:.0f} s",
-        size(row["memory"]) if row["memory"] else "–",
-        where_it_fails(row),
-    ]
 
 
-def page(rows: Mapping[str, Row]) -> str:
-    """A table for each group, with a line that says on what they were measured."""
-    parts = []
-    for group, above in enumerate(GROUPS):
-        if found := [cells(name, row) for name, row in in_order(rows) if group_of(name) == group]:
-            parts += [above] * bool(above) + [markdown(HEADS, found, WORDS)]
-    return "\n\n".join([*parts, on_what(rows)])
-
-
-def on_what(rows: Mapping[str, Row]) -> str:
-    """Cores, libraries, and the time of the whole."""
-    found = [row for row in rows.values() if row and "error" not in row]
-    if not found:
-        return "Nothing was measured yet."
-    level = statistics.median(row["forget_level"] for row in found)
-    libraries = ", ".join(f"{name} {found[-1]['libraries'][name]}" for name in ("torch", "transformers", "peft"))
-    seconds = sum(row["seconds"] for row in found)
-    return (
-        f"{len(found)} of {len(rows)} measured in {duration(seconds)} on {found[-1]['cores']} cores, {libraries}. The "
-        f"reference model's own forget loss, the level that counts as forgotten, is {level:.2f} nats."
+def report(rows: Mapping[str, Row]) -> Report:
+    """A table for each group."""
+    groups: list[list[dict[str, object]]] = [[] for _ in GROUPS]
+    for name, row in in_order(rows):
+        groups[group_of(name)].append(figures_of(name, row))
+    tables = tuple(
+        Table(COLUMNS, tuple(group), caption) for group, caption in zip(groups, GROUPS, strict=True) if group
+    )
+    measured = [row for row in rows.values() if row and "error" not in row]
+    if not measured:
+        return Report(tables)
+    level = statistics.median(row["forget_level"] for row in measured)
+    return Report(
+        tables,
+        runs=f"{len(measured)} of {len(rows)} measured",
+        took=duration(sum(row["seconds"] for row in measured)),
+        cores=measured[-1]["cores"],
+        versions={name: measured[-1]["libraries"][name] for name in LIBRARIES},
+        date=today(),
+        note=f"The forgotten level, the reference model's own forget loss, is {level:.2f} nats per token.",
     )

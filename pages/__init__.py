@@ -1,1 +1,1 @@
-"""What a person sees. Knows the store only as an object it is handed; imports no torch and no SQL."""
+"""The pages of the dashboard. The store is an object that they are given; they import no torch and no SQL."""

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from markupsafe import Markup
 
-from pages.parts import about, answers, chart, controls, diff, marks, page, story, view
-from pages.parts.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
+from pages.run import answers, chart, controls, marks, view
+from pages.run.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
+from pages.setup import about
+from pages.shared import diff, page
+from pages.shared.format import percent, three
+from pages.shared.html import difference, element, joined
+from pages.shared.recorded import RECORDED
+
+if TYPE_CHECKING:
+    from storage import RunStore
 
 FOLD_WORDS = 80
 HEIGHT = 260  # of the chart: here it is the map, not the territory
 
 
-def wanted(store: Any) -> list[tuple[str, int]]:
+def wanted(store: RunStore) -> list[tuple[str, int]]:
     """The columns in the address; without any, the run that was looked at last before step 1 and as it is now."""
     known = {run["id"]: run for run in store.runs()}
-    found = [(run_id, step) for run_id, step in parse(st.query_params.to_dict()) if run_id in known]
-    if found or not known:
-        return found
+    columns = [(run_id, step) for run_id, step in parse(st.query_params.to_dict()) if run_id in known]
+    if columns or not known:
+        return columns
     looked = st.session_state.get("run")
     begun = [run for run in known.values() if run["last_step"] > 0] or list(known.values())
     run = known[looked] if looked in known and known[looked]["last_step"] > 0 else begun[0]
@@ -39,9 +47,9 @@ def remember(columns: list[tuple[str, int]]) -> None:
 def main() -> None:
     store = page.begin()
     if not wanted(store):
-        st.html(
-            "<header class='strip'><h1 class='plain'>Compare</h1><p class='sentence'>There is nothing to compare yet. "
-            "Begin a run: every step of it can be set beside every other.</p></header>"
+        page.heading(
+            "Compare",
+            "There is nothing to compare yet. Begin a run: every step of it can be set beside every other.",
         )
         st.page_link("pages/watch.py", label="Begin a run", icon=":material/arrow_forward:")
         return
@@ -60,45 +68,42 @@ def watch_closely(loaded: view.View) -> bool:
     return loaded.status in (*view.LIVE, "queued") or bool(controls.open_kinds(loaded.commands))
 
 
-def _loaded(store: Any) -> list[tuple[str, view.View, int]]:
-    found = []
+def _loaded(store: RunStore) -> list[tuple[str, view.View, int]]:
+    columns = []
     for letter, (run_id, step) in zip(LETTERS, wanted(store), strict=False):
         loaded = view.load(store, run_id)
         if loaded:
-            found.append((letter, loaded, min(step, loaded.last_step)))
-    return found
+            columns.append((letter, loaded, min(step, loaded.last_step)))
+    return columns
 
 
-def draw(store: Any) -> None:
+def draw(store: RunStore) -> None:
     """One tick of the whole page."""
     columns = [Column(letter, loaded, step) for letter, loaded, step in _loaded(store)]
     remember([(column.view.id, column.step) for column in columns])
-    found = rows(columns, store.home)
-    st.html(
-        "<header class='strip'><h1 class='plain'>Compare</h1>"
-        f"<p class='sentence' role='status'>{html.escape(summary(columns, found))}</p></header>"
-    )
+    answers = rows(columns, store.home)
+    page.heading("Compare", summary(columns, answers))
     page.refused()
     draw_chart(store, columns)
     draw_heads(store, columns)
-    shown = [row for row in found if row.differs] if st.session_state.get("only_different") else found
+    shown = [row for row in answers if row.differs] if st.session_state.get("only_different") else answers
     st.html(table(columns, shown))
     if not shown:
         st.html("<p class='quiet'>Every answer is the same in all columns.</p>")
     draw_question(store, columns)
 
 
-def summary(columns: list[Column], found: list[Row]) -> str:
-    """What became of the answers between the first column and the last, in a sentence."""
+def summary(columns: list[Column], rows: list[Row]) -> str:
+    """How the answers differ between the first column and the last, in a sentence."""
     first, last = columns[0], columns[-1]
-    both = [row for row in found if row.cells[0].text is not None and row.cells[-1].text is not None]
+    both = [row for row in rows if row.cells[0].text is not None and row.cells[-1].text is not None]
     if len(columns) == 1 or not both:
         return f"{first.view.run['name']} at step {first.step}. Add a step to set beside it."
     changed = sum(row.cells[0].text != row.cells[-1].text for row in both)
     where = "" if first.view.id == last.view.id else f" of {first.view.run['name']} and {last.view.run['name']}"
-    price = last.view.change(last.view.kept_name, last.step)
-    kept = "Loss on unseen text" if last.view.kept_name == "holdout_loss" else "Retain loss"
-    cost = f" {kept} at {last.title}: {story.percent(price)} since its start." if price is not None else ""
+    price = last.view.change(last.view.budgeted, last.step)
+    label = RECORDED[last.view.budgeted].label.capitalize()
+    cost = f" {label} at {last.title}: {percent(price)} since its start." if price is not None else ""
     return f"From {first.title} to {last.title}{where}, {changed} of {len(both)} answers changed.{cost}"
 
 
@@ -131,7 +136,7 @@ def _removed(place: int) -> None:
     remember(columns)
 
 
-def draw_chart(store: Any, columns: list[Column]) -> None:
+def draw_chart(store: RunStore, columns: list[Column]) -> None:
     """The chart of the run of the column that moves; a click on it moves that column."""
     letters = [column.letter.upper() for column in columns]
     if st.session_state.get("moving") not in letters:
@@ -170,7 +175,7 @@ def draw_chart(store: Any, columns: list[Column]) -> None:
         st.rerun(scope="fragment")
 
 
-def draw_heads(store: Any, columns: list[Column]) -> None:
+def draw_heads(store: RunStore, columns: list[Column]) -> None:
     """Over each column: its run, its step, its numbers."""
     names = labels(store.runs())
     for place, (spot, column) in enumerate(zip(st.columns(len(columns)), columns, strict=True)):
@@ -213,7 +218,7 @@ def _choice(names: dict[str, str], place: int, column: Column) -> None:
     )
 
 
-def head(column: Column, store: Any, first: bool) -> str:
+def head(column: Column, store: RunStore, first: bool) -> Markup:
     """The step with its losses and badges."""
     loaded, step = column.view, column.step
     badges = []
@@ -228,68 +233,65 @@ def head(column: Column, store: Any, first: bool) -> str:
         badges.append("no checkpoint")
     elif checkpoint["step"] == step:
         badges.append("checkpoint")
-    numbers = [f"forget {story.three(loaded.value('forget_loss', step))}"]
+    numbers = [f"forget {three(loaded.value('forget_loss', step))}"]
     numbers += [
-        f"{chart.LINES[name][0]} {story.percent(change)}"
+        f"{chart.LINES[name][0]} {percent(change)}"
         for name in chart.KEPT
         if (change := loaded.change(name, step)) is not None
     ]
-    shown = "".join(f"<span class='badge'>{html.escape(badge)}</span>" for badge in badges)
-    return (
-        f"<div class='column-head'><h2>{html.escape(column.title)} "
-        f"<small>{html.escape(loaded.run['target'])} · {html.escape(about.label(loaded.run['method']))}</small></h2>"
-        f"<p class='numbers'>{html.escape(' · '.join(numbers))}</p><p class='badges'>{shown}</p></div>"
+    what = f"{loaded.run['target']} · {about.label(loaded.run['method'])}"
+    return element(
+        "div.column-head",
+        element("h2", f"{column.title} ", element("small", what)),
+        element("p.numbers", " · ".join(numbers)),
+        element("p.badges", (element("span.badge", badge) for badge in badges)),
     )
 
 
 # ------------------------------------------------------------------------------------------------- the answers
 
 
-def table(columns: list[Column], found: list[Row]) -> str:
-    """All questions with their answers, as escaped HTML."""
+def table(columns: list[Column], rows: list[Row]) -> Markup:
+    """All questions with their answers, as HTML."""
     lines = []
-    for row in found:
-        tag = answers.TAGS[row.role]
-        asked = html.escape(diff.visible(row.prompt))
-        question = f"<span class='role' data-role='{row.role}'>{tag}</span> <h3>{asked}</h3>"
-        cells = "".join(cell(columns, row, place) for place in range(len(columns)))
-        lines.append(
-            f"<section class='row'><div class='question'>{question}</div>"
-            f"<div class='cells' style='--n:{len(columns)}'>{cells}</div></section>"
-        )
-    return f"<div class='compare'>{''.join(lines)}</div>"
+    for row in rows:
+        role = element("span.role", answers.TAGS[row.role], data_role=row.role)
+        question = element("div.question", role, " ", element("h3", diff.visible(row.prompt)))
+        cells = (cell(columns, row, place) for place in range(len(columns)))
+        lines.append(element("section.row", question, element("div.cells", cells, style=f"--n:{len(columns)}")))
+    return element("div.compare", lines)
 
 
-def cell(columns: list[Column], row: Row, place: int) -> str:
+def cell(columns: list[Column], row: Row, place: int) -> Markup:
     here, reference = row.cells[place], row.cells[0]
-    name = html.escape(columns[place].title)
-    note = f"<p class='note'>{html.escape(here.note)}</p>" if here.note else ""
-    return f"<div class='cell'><p class='which'>{name}</p>{_said(here, reference, place, row)}{note}</div>"
+    name = element("p.which", columns[place].title)
+    note = element("p.note", here.note) if here.note else None
+    return element("div.cell", name, _said(here, reference, place, row), note)
 
 
-def _said(here: Cell, reference: Cell, place: int, row: Row) -> str:
+def _said(here: Cell, reference: Cell, place: int, row: Row) -> Markup:
     if here.text is None:
-        return ""
+        return Markup("")
     text = here.text or answers.NO_ANSWER
     other = reference.text if place else row.cells[-1].text if len(row.cells) == 2 else None
     if place and here.text == reference.text:
-        return "<p class='said quiet'>the same</p>"
-    found = [diff.Segment("same", diff.visible(text))]
+        return element("p.said.quiet", "the same")
+    segments = [diff.Segment("same", diff.visible(text))]
     if other is not None and other != here.text:
         other = other or answers.NO_ANSWER
-        found = diff.side(other, text, "ins") if place else diff.side(text, other, "del")
-    kept, beyond = diff.folded(found, FOLD_WORDS)
-    shown = f"<p class='said'>{diff.to_html(kept)}{' …' if beyond else ''}</p>"
+        segments = diff.side(other, text, "ins") if place else diff.side(text, other, "del")
+    first, beyond = diff.folded(segments, FOLD_WORDS)
+    shown = element("p.said", difference(first), " …" if beyond else None)
     if not beyond:
         return shown
-    whole = f"<summary>all of it, {beyond} more words</summary><p class='said'>{diff.to_html(found)}</p>"
-    return f"{shown}<details>{whole}</details>"
+    more = element("summary", f"all of it, {beyond} more words")
+    return joined(shown, element("details", more, element("p.said", difference(segments))))
 
 
 # ------------------------------------------------------------------------------------------------- a new question
 
 
-def draw_question(store: Any, columns: list[Column]) -> None:
+def draw_question(store: RunStore, columns: list[Column]) -> None:
     why = page.read_only(store) or cannot_ask(columns, store.home)
     with (
         st.form("compare_ask", clear_on_submit=True, border=False),
@@ -303,15 +305,15 @@ def draw_question(store: Any, columns: list[Column]) -> None:
             placeholder="a new question, answered by the checkpoint nearest to each step",
         )
         sent = st.form_submit_button("Ask", type="primary", disabled=bool(why), help=why, width=110)
-    told = next(
+    sentence = next(
         (
-            said
+            outcome
             for column in columns
-            if (said := controls.told([c for c in column.view.commands if c["kind"] == "probe"]))
+            if (outcome := controls.outcome([c for c in column.view.commands if c["kind"] == "probe"]))
         ),
         "",
     )
-    st.html(f"<p class='told' role='status'>{html.escape(why or told)}</p>")
+    st.html(element("p.told", why or sentence, role="status"))
     if sent and text.strip():
         for run_id in dict.fromkeys(column.view.id for column in columns):
             steps = sorted({column.step for column in columns if column.view.id == run_id})

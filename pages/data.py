@@ -1,32 +1,40 @@
-"""Data: what would be forgotten and what kept, shown and understood before a step is taken."""
+"""Data: the forget, retain, neighbour and holdout texts of a new run, before its first step."""
 
 from __future__ import annotations
 
-import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from markupsafe import Markup
 
-from pages.parts import first_card, looks, material, page, passages, sources, strip
-from unlearn_core.config import ConfigError, RunConfig
+from pages.setup import looks, passages, session, sources
+from pages.setup.draft import leave_out, of_run, resolve
+from pages.shared import banner, page
+from pages.shared.banner import Banner
+from pages.shared.format import size
+from pages.shared.html import element, joined
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.run_config import RunConfig
+
+if TYPE_CHECKING:
+    from storage import RunStore
 
 TICK = 1.0
 PAGE = 20
 EVERY = "occurrences"
-STOPPED = "It was stopped before it was done."  # as the scout says it
 WAY_OUT = "Change the word or the texts on Watch, or look again when what it names is mended."
 
 
 def main() -> None:
     store = page.begin()
     _come_back(store)
-    first_card.defaults()
+    session.current(store)
     run = _run(store)
     try:
         config = _config(store, run)
     except ConfigError as error:
         _head(store, None, run, "", str(error))
-        strip.draw_banner(strip.Banner("bad", str(error), "Change it on Watch."))
+        banner.draw(Banner("bad", str(error), "Change it on Watch."))
         return
     look = looks.current(store, config)
     if look.command and run is None:
@@ -35,13 +43,12 @@ def main() -> None:
         words = passages.sentence(look.facts, config["data"]["everything"])
     else:
         busy = "Counting anew …" if look.earlier else "Looking into the texts …"
-        failed = "Nothing was changed." if look.error == STOPPED else "The texts could not be looked into."
+        failed = "Nothing was changed." if look.cancelled else "The texts could not be looked into."
         words = failed if look.error else busy
     _head(store, config, run, words, None if look.facts else look.error or "The texts are being looked into.")
     page.refused()
     if look.error:
-        stopped = look.error == STOPPED
-        strip.draw_banner(strip.Banner("calm" if stopped else "bad", look.error, "" if stopped else WAY_OUT))
+        banner.draw(Banner("calm", look.error, "") if look.cancelled else Banner("bad", look.error, WAY_OUT))
         st.button("Look again", key="look_anew", on_click=looks.again, args=(look.key,), icon=":material/refresh:")
         return
     # A place for the progress that stays: what is below it does not jump when an occurrence is left out.
@@ -51,26 +58,26 @@ def main() -> None:
         _found(store, shown, run, config)
 
 
-def _come_back(store: Any) -> None:
-    """After a reload the session knows nothing of the card; the look in the address still knows what was chosen."""
+def _come_back(store: RunStore) -> None:
+    """A look in the address says what was chosen for it, where this session has no draft of its own."""
     number = st.query_params.get("look", "")
-    if "card_word" in st.session_state or not number.isdigit():
+    if session.is_known(store) or not number.isdigit():
         return
-    asked = (c for c in store.commands(None, limit=1000) if c["id"] == int(number) and c["kind"] == "windows")
-    if command := next(asked, None):
-        first_card.take(command["payload"].get("config", {}))
+    commands = (c for c in store.commands(None, limit=1000) if c["id"] == int(number) and c["kind"] == "windows")
+    if command := next(commands, None):
+        session.take(store, of_run(command["payload"].get("config", {})))
 
 
-def _run(store: Any) -> dict[str, Any] | None:
+def _run(store: RunStore) -> dict[str, Any] | None:
     """The run in the address, if the page is to show what that was made of."""
     wanted = st.query_params.get("run")
     return store.run(wanted) if wanted else None
 
 
-def _config(store: Any, run: dict[str, Any] | None) -> dict[str, Any]:
+def _config(store: RunStore, run: dict[str, Any] | None) -> dict[str, Any]:
     """What is looked into: the run's settings, or those of the card. Raises ConfigError in a sentence."""
     if run is None:
-        return first_card.chosen(store.home).to_dict()
+        return resolve(session.now(store), session.files(store)).to_dict()
     config = RunConfig.from_dict(sources.checked(run["config"], store.home)).to_dict()
     if ids := st.session_state.get(f"excluded {run['id']}"):
         config["data"]["excluded"] = ids
@@ -81,16 +88,14 @@ def _config(store: Any, run: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _head(
-    store: Any, config: dict[str, Any] | None, run: dict[str, Any] | None, sentence: str, why_not: str | None
+    store: RunStore, config: dict[str, Any] | None, run: dict[str, Any] | None, sentence: str, why_not: str | None
 ) -> None:
-    title = config["data"]["target"] if config else st.session_state["card_word"].strip() or "Data"
+    title = config["data"]["target"] if config else session.now(store).word.strip() or "Data"
     with st.container(horizontal=True, key="head"):
         with st.container(width="stretch"):
-            st.html(
-                f"<header class='strip' data-page='data'><h1>{html.escape(title)}</h1>"
-                f"<p class='facts'>{_facts_line(store, config, run)}</p>"
-                f"<p class='sentence' role='status'>{html.escape(sentence)}</p></header>"
-            )
+            facts = element("p.facts", _facts_line(store, config, run))
+            status = element("p.sentence", sentence, role="status")
+            st.html(element("header.strip", element("h1", title), facts, status, data_page="data"))
         with st.container(width="content", horizontal_alignment="right", key="aside"):
             why = page.read_only(store) or why_not
             go = st.button(
@@ -104,12 +109,12 @@ def _head(
             change = st.button("Change word or texts", key="change_data", type="tertiary")
     if go or change:
         if run is not None and config is not None:
-            first_card.take(config)
+            session.take(store, of_run(config))
         st.session_state.pop("card_ticket", None)
         st.switch_page("pages/watch.py", query_params={"new": "1"})
 
 
-def _facts_line(store: Any, config: dict[str, Any] | None, run: dict[str, Any] | None) -> str:
+def _facts_line(store: RunStore, config: dict[str, Any] | None, run: dict[str, Any] | None) -> list[Markup]:
     parts = [f"of the run “{run['name']}”" if run else "as chosen on Watch"]
     if config:
         source, data = config["model"]["source"], config["data"]
@@ -117,13 +122,13 @@ def _facts_line(store: Any, config: dict[str, Any] | None, run: dict[str, Any] |
         about = [sources.short(each, store.home) for each in data["forget"]]
         keep = [sources.short(each, store.home) for each in data["retain"]]
         parts.append(f"from {', '.join(about)}" + (f", keeping {', '.join(keep)}" if keep != about else ""))
-    return "".join(f"<span>{html.escape(part)}</span>" for part in parts)
+    return [element("span", part) for part in parts]
 
 
 # ------------------------------------------------------------------------------------------------ while it is looked
 
 
-def _following(store: Any, config: dict[str, Any], look: looks.Look) -> None:
+def _following(store: RunStore, config: dict[str, Any], look: looks.Look) -> None:
     # One polling fragment, which stops by itself: run_every is read when it is declared.
     @st.fragment(run_every=TICK if look.open and look.command else None)
     def follow() -> None:
@@ -135,26 +140,25 @@ def _following(store: Any, config: dict[str, Any], look: looks.Look) -> None:
     follow()
 
 
-def _progress(store: Any, look: looks.Look) -> None:
+def _progress(store: RunStore, look: looks.Look) -> None:
     """How far the look is; once it is done, how it went, in the same place."""
-    told = look.progress
+    progress = look.progress
     with st.container(horizontal=True, vertical_alignment="center", key="looking"):
         if look.facts is not None:
-            st.html(f"<p class='told' role='status'>{html.escape(passages.reading(look.facts))}</p>", width="stretch")
+            st.html(element("p.told", passages.reading(look.facts), role="status"), width="stretch")
             st.button(
                 "Look again", key="look_again", icon=":material/refresh:", on_click=looks.again, args=(look.key,),
                 disabled=bool(page.read_only(store)), help=page.read_only(store), type="tertiary",
             )  # fmt: skip
             return
-        total = told.get("bytes_total") or 0
-        share = min(1.0, told.get("bytes_read", 0) / total) if total else 0.0
-        words = passages.progress(told) if told else look.waits
-        st.html(
-            "<div class='reading'><div role='progressbar' aria-label='how much is read' aria-valuemin='0' "
-            f"aria-valuemax='100' aria-valuenow='{share * 100:.0f}'><i style='width:{share * 100:.1f}%'></i></div>"
-            f"<p role='status'>{html.escape(words)}</p></div>",
-            width="stretch",
-        )
+        total = progress.get("bytes_total") or 0
+        share = min(1.0, progress.get("bytes_read", 0) / total) if total else 0.0
+        words = passages.progress(progress) if progress else look.waits
+        bar = element(
+            "div", element("i", style=f"width:{share * 100:.1f}%"), role="progressbar", aria_label="how much is read",
+            aria_valuemin=0, aria_valuemax=100, aria_valuenow=round(share * 100),
+        )  # fmt: skip
+        st.html(element("div.reading", bar, element("p", words, role="status")), width="stretch")
         number = look.command["id"] if look.command else None
         st.button(
             "Stop", key="stop_look", icon=":material/stop:", disabled=number is None, type="tertiary",
@@ -165,30 +169,31 @@ def _progress(store: Any, look: looks.Look) -> None:
 # ------------------------------------------------------------------------------------------------------ what was found
 
 
-def _found(store: Any, facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+def _found(store: RunStore, facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
     everything = bool(config["data"]["everything"])
     st.html(passages.gauges(facts, everything))
     memory = facts.get("memory") or {}
     if memory and not memory.get("fits", True):
-        needed, there = passages.size(memory["total"]), passages.size(memory["available"])
+        needed, there = size(memory["total"]), size(memory["available"])
         text = f"A run needs about {needed} of memory, and {there} are there."
         way = "Take a smaller model, a lower rank, shorter windows, or fewer texts in a step."
-        strip.draw_banner(strip.Banner("warn", text, way))
+        banner.draw(Banner("warn", text, way))
     left, right = st.columns([1, 1.1], gap="large")
     with left:
         st.html(passages.table(facts))
     with right:
-        st.html(("" if everything else passages.pieces(facts)) + passages.notes(facts) + passages.given(facts))
-    _texts(facts, run, config)
+        cut = None if everything else passages.pieces(facts)
+        st.html(joined(cut, passages.notes(facts), passages.given(facts)))
+    _texts(store, facts, run, config)
 
 
-def _texts(facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+def _texts(store: RunStore, facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:
     """Every window, a set at a time, and every occurrence."""
     names = [name for name in passages.SETS if any(each["set"] == name for each in facts["windows"])]
     names += [EVERY] if facts["found"] else []
     if not names:
         return
-    labels = {name: f"{passages.SETS[name]} {facts['sets'][name]['windows']:,}" for name in names if name != EVERY}
+    labels = {name: f"{name} {facts['sets'][name]['windows']:,}" for name in names if name != EVERY}
     labels[EVERY] = f"every occurrence {len(facts['found']):,}"
     if st.session_state.get("shown_set") not in names:
         st.session_state["shown_set"] = names[0]
@@ -200,26 +205,26 @@ def _texts(facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, 
             "Find in these texts", key="search_texts", type="search", placeholder="find in them", width=260
         )
     if name == EVERY:
-        _occurrences(facts, search or "", run, config)
+        _occurrences(store, facts, search or "", run, config)
     else:
         _windows(facts, str(name), search or "")
 
 
 def _windows(facts: dict[str, Any], name: str, search: str) -> None:
     matching = passages.wanted(facts["windows"], name, search)
-    st.html(passages.legend(name) + _of_all(facts, name, matching, search))
+    st.html(joined(passages.legend(name), _of_all(facts, name, matching, search)))
     first, of_page = _paged(matching, f"windows {name} {search}")
     marks = passages.marks_of(facts)
-    st.html("".join(passages.window(each, first + place, marks) for place, each in enumerate(of_page, 1)))
+    st.html(joined(passages.window(each, first + place, marks) for place, each in enumerate(of_page, 1)))
 
 
-def _of_all(facts: dict[str, Any], name: str, matching: list[Any], search: str) -> str:
+def _of_all(facts: dict[str, Any], name: str, matching: list[Any], search: str) -> Markup | None:
     there = sum(each["set"] == name for each in facts["windows"])
     total = facts["sets"][name]["windows"]
-    said = f"{there:,} of {total:,} are shown, drawn evenly. " if there < total else ""
+    sentence = f"{there:,} of {total:,} are shown, drawn evenly. " if there < total else ""
     if search.strip():
-        said += f"“{search.strip()}” is in {len(matching):,} of them."
-    return f"<p class='told' role='status'>{html.escape(said)}</p>" if said else ""
+        sentence += f"“{search.strip()}” is in {len(matching):,} of them."
+    return element("p.told", sentence, role="status") if sentence else None
 
 
 def _paged(rows: list[Any], key: str) -> tuple[int, list[Any]]:
@@ -229,13 +234,15 @@ def _paged(rows: list[Any], key: str) -> tuple[int, list[Any]]:
     return (at - 1) * PAGE, rows[(at - 1) * PAGE : at * PAGE]
 
 
-def _occurrences(facts: dict[str, Any], search: str, run: dict[str, Any] | None, config: dict[str, Any]) -> None:
+def _occurrences(
+    store: RunStore, facts: dict[str, Any], search: str, run: dict[str, Any] | None, config: dict[str, Any]
+) -> None:
     needle = search.strip().casefold()
     keys = ("before", "target", "after", "source", "place")
     rows = [(n, e) for n, e in enumerate(facts["found"], 1) if needle in " ".join(str(e[k]) for k in keys).casefold()]
-    said = "What is excluded is not trained on; the windows are made anew without it. "
-    said += f"“{search.strip()}” is in {len(rows):,} of them." if needle else ""
-    st.html(f"<p class='legend' role='status'>{html.escape(said)}</p>")
+    sentence = "What is excluded is not trained on; the windows are made anew without it. "
+    sentence += f"“{search.strip()}” is in {len(rows):,} of them." if needle else ""
+    st.html(element("p.legend", sentence, role="status"))
     out = set(config["data"]["excluded"])
     _, of_page = _paged(rows, f"found {needle}")
     for number, each in of_page:
@@ -243,16 +250,16 @@ def _occurrences(facts: dict[str, Any], search: str, run: dict[str, Any] | None,
             st.html(passages.occurrence({**each, "excluded": each["id"] in out}, number), width="stretch")
             key = f"exclude {each['id']}"
             st.session_state[key] = each["id"] in out
-            st.checkbox(f"exclude {number}", key=key, on_change=_leave_out, args=(each["id"], key, run))
+            st.checkbox(f"exclude {number}", key=key, on_change=_leave_out, args=(store, each["id"], key, run))
 
 
-def _leave_out(number: str, key: str, run: dict[str, Any] | None) -> None:
+def _leave_out(store: RunStore, number: str, key: str, run: dict[str, Any] | None) -> None:
     out = bool(st.session_state.get(key))
     if run is None:
-        material.leave_out(number, out)
+        session.change(store, lambda draft: leave_out(draft, number, out))
         return
-    kept = set(st.session_state.get(f"excluded {run['id']}") or run["config"].get("data", {}).get("excluded", ()))
-    st.session_state[f"excluded {run['id']}"] = sorted(kept | {number} if out else kept - {number})
+    excluded = set(st.session_state.get(f"excluded {run['id']}") or run["config"].get("data", {}).get("excluded", ()))
+    st.session_state[f"excluded {run['id']}"] = sorted(excluded | {number} if out else excluded - {number})
 
 
 main()

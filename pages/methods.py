@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import html
-from typing import Any
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.parts import about, choice, first_card, page
+from pages.setup import about, session
+from pages.setup.draft import with_method
+from pages.shared import page
+from pages.shared.html import element
 from unlearn_core.methods import METHODS
+
+if TYPE_CHECKING:
+    from storage import RunStore
 
 GROUPS = (about.STEPS, about.EDITS, about.CONTROLS)
 
 
 def main() -> None:
     store = page.begin()
-    first_card.defaults()
+    session.current(store)
     _head()
     search, groups = _filter()
     names = about.ordered(
@@ -25,15 +30,15 @@ def main() -> None:
         _nothing(search, groups)
         return
     count = f"{len(names)} of {len(METHODS)} methods" if len(names) < len(METHODS) else f"{len(names)} methods"
-    st.html(f"<p class='told' role='status'>{html.escape(count)}. {html.escape(about.PASSES)}.</p>")
+    st.html(element("p.told", f"{count}. {about.PASSES}.", role="status"))
     for name in names:
-        _method(name, page.read_only(store))
+        _method(store, name)
 
 
 def _head() -> None:
     loose = sum(about.group(name) == about.CONTROLS for name in METHODS)
     sentence = f"{len(METHODS) - loose} ways to make a model forget, and {loose} that are there to be compared with."
-    st.html(f"<header class='strip'><h1 class='plain'>Methods</h1><p class='sentence'>{sentence}</p></header>")
+    page.heading("Methods", sentence)
 
 
 def _filter() -> tuple[str, list[str]]:
@@ -56,7 +61,7 @@ def _nothing(search: str, groups: list[str]) -> None:
     of_these = f" of the kind “{'” or “'.join(groups)}”" if groups else ""
     others = f"; {elsewhere} of the others {'has' if elsewhere == 1 else 'have'}" if groups and elsewhere else ""
     sought = f"No method{of_these} has “{search.strip()}” in it{others}."
-    st.html(f"<p class='sentence' role='status'>{html.escape(sought)}</p>")
+    st.html(element("p.sentence", sought, role="status"))
     st.button("Show all methods", key="show_all", on_click=_show_all)
 
 
@@ -64,13 +69,12 @@ def _show_all() -> None:
     st.session_state.update(find="", groups=[])
 
 
-def _method(name: str, why: Any) -> None:
+def _method(store: RunStore, name: str) -> None:
+    why = page.read_only(store)
     with st.container(key=f"method_{name}"):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.html(
-                f"<div class='method-head'><h2>{about.heading(name)}</h2><p>{html.escape(about.does(name))}</p></div>",
-                width="stretch",
-            )
+            title = element("h2", about.heading(name))
+            st.html(element("div.method-head", title, element("p", about.does(name))), width="stretch")
             chosen = st.button(
                 "Forget this way",
                 key=f"by_{name}",
@@ -87,7 +91,7 @@ def _method(name: str, why: Any) -> None:
             st.html(about.knob_table(name))
     if chosen:
         st.session_state.pop("card_ticket", None)
-        choice.choose(name)
+        session.change(store, lambda draft: with_method(draft, name))
         st.switch_page("pages/watch.py", query_params={"new": "1"})
 
 

@@ -1,17 +1,27 @@
-"""Runs: everything that was ever run here; open, resume, rename, delete, take away."""
+"""Runs: all runs of this store; open, resume, rename, export, delete."""
 
 from __future__ import annotations
 
-import html
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import streamlit as st
 
-from pages.parts import about, controls, first_card, page, story, strip, view
+from pages.run import controls, headline, story, view
+from pages.setup import about, session
+from pages.setup.draft import of_run
+from pages.shared import banner, page
+from pages.shared.banner import Banner
+from pages.shared.format import percent, three
+from pages.shared.html import element
+from pages.shared.recorded import RECORDED
+from unlearn_core.metrics import budgeted
+
+if TYPE_CHECKING:
+    from storage import RunStore
 
 TICK = 3.0
 MOST_PACKED = 1 << 28  # bytes of an adapter or a model that are offered as one file
@@ -20,10 +30,7 @@ MOST_PACKED = 1 << 28  # bytes of an adapter or a model that are offered as one 
 def main() -> None:
     store = page.begin()
     if not store.runs():
-        st.html(
-            "<header class='strip'><h1 class='plain'>Runs</h1><p class='sentence'>No run yet. The first one takes a "
-            "word, two questions and a click.</p></header>"
-        )
+        page.heading("Runs", "No run yet. The first one takes a word, two questions and a click.")
         st.page_link("pages/watch.py", label="Begin the first run", icon=":material/arrow_forward:")
         return
 
@@ -34,51 +41,51 @@ def main() -> None:
     live()
 
 
-def table(store: Any, runs: list[dict[str, Any]]) -> pd.DataFrame:
+def table(store: RunStore, runs: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a run, newest first."""
-    found = []
+    rows = []
     for run in runs:
         first, last = store.first_points(run["id"]), store.last_points(run["id"])
-        kept = "holdout_loss" if "holdout_loss" in first else "retain_loss"
-        found.append(
+        loss = budgeted(first)
+        rows.append(
             {
-                "state": strip.status_words(run["status"]),
+                "state": headline.status_words(run["status"]),
                 "name": run["name"],
                 "word": run["target"],
                 "method": about.label(run["method"]),
                 "step": f"{run['last_step']} of {run['config'].get('schedule', {}).get('steps', '?')}",
                 "forget loss": _from_to(first.get("forget_loss"), last.get("forget_loss")),
-                "retain loss": _change(first.get(kept), last.get(kept)),
+                "holdout loss": _change(first.get(loss), last.get(loss)),
                 "begun": pd.Timestamp(run["created_at"]),
             }
         )
-    return pd.DataFrame(found)
+    return pd.DataFrame(rows)
 
 
 def _from_to(first: float | None, last: float | None) -> str:
-    return f"{story.three(first)} → {story.three(last)}" if first is not None and last is not None else "–"
+    return f"{three(first)} → {three(last)}" if first is not None and last is not None else "–"
 
 
 def _change(first: float | None, last: float | None) -> str:
-    return story.percent(last / first - 1) if first and last is not None else "–"
+    return percent(last / first - 1) if first and last is not None else "–"
 
 
-def draw(store: Any) -> None:
+def draw(store: RunStore) -> None:
     """One tick: the table and the run that is chosen in it."""
     runs = store.runs()
     if not runs:
         st.rerun(scope="app")
     busy = sum(run["status"] in view.LIVE for run in runs)
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
-    told = f"{count}, {busy} of them moving." if busy else f"{count}, none of them moving."
-    st.html(f"<header class='strip'><h1 class='plain'>Runs</h1><p class='sentence'>{html.escape(told)}</p></header>")
+    sentence = f"{count}, {busy} of them moving." if busy else f"{count}, none of them moving."
+    page.heading("Runs", sentence)
     chosen = _table(store, runs)
     page.refused()
     with st.container(border=True, key="chosen_run"):
         _chosen(store, chosen)
 
 
-def _table(store: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _table(store: RunStore, runs: list[dict[str, Any]]) -> dict[str, Any]:
     ids = [run["id"] for run in runs]
     wanted = st.query_params.get("run", st.session_state.get("run"))
     start = ids.index(wanted) if wanted in ids else 0
@@ -92,11 +99,11 @@ def _table(store: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
         alt="All runs; choose a row to open, rename, delete or export it.",
         selection_default={"selection": {"rows": [start], "columns": [], "cells": []}},
         column_config={
-            "retain loss": st.column_config.TextColumn(
-                help="Change since the start, on unseen text where there is such text."
+            "holdout loss": st.column_config.TextColumn(
+                help=f"{RECORDED['holdout_loss'].explained} Its change; without a holdout, of retain loss."
             ),
             "forget loss": st.column_config.TextColumn(
-                help="Nats per token on the passages to forget, before step 1 and now."
+                help=f"{RECORDED['forget_loss'].explained} Before step 1 and now."
             ),
             "begun": st.column_config.DatetimeColumn(format="distance"),
             "word": st.column_config.TextColumn(width="medium"),
@@ -107,17 +114,15 @@ def _table(store: Any, runs: list[dict[str, Any]]) -> dict[str, Any]:
     return runs[place]
 
 
-def _chosen(store: Any, run: dict[str, Any]) -> None:
+def _chosen(store: RunStore, run: dict[str, Any]) -> None:
     loaded = view.load(store, run["id"])
     if loaded is None:
         return
     about = (
         story.sentence(loaded.facts(loaded.last_step)) if loaded.answers else run["status_reason"] or "Not begun yet."
     )
-    st.html(
-        f"<div class='column-head'><h2>{html.escape(run['name'])} <small>{html.escape(run['target'])}</small></h2>"
-        f"<p>{html.escape(about)}</p></div>"
-    )
+    title = element("h2", f"{run['name']} ", element("small", run["target"]))
+    st.html(element("div.column-head", title, element("p", about)))
     ro = page.read_only(store)
     why = controls.reasons(loaded, ro)["resume"]
     with st.container(horizontal=True):
@@ -131,7 +136,7 @@ def _chosen(store: Any, run: dict[str, Any]) -> None:
             page.attempt(store.request, run["id"], "resume")
             _go("pages/watch.py", run)
         if st.button("New run like this", key="run_again", help="To the card on Watch, filled in as this run was."):
-            first_card.take(run["config"])
+            session.take(store, of_run(run["config"]))
             st.session_state.pop("card_ticket", None)
             st.switch_page("pages/watch.py", query_params={"new": "1"})
         _rename(store, run, ro)
@@ -148,7 +153,7 @@ def _chosen(store: Any, run: dict[str, Any]) -> None:
         )
     if st.session_state.get("deleting") == run["id"]:
         _really(store, loaded)
-    st.html(f"<p class='told' role='status'>{html.escape(controls.told(loaded.commands))}</p>")
+    st.html(element("p.told", controls.outcome(loaded.commands), role="status"))
 
 
 def view_held(loaded: view.View) -> str | None:
@@ -163,7 +168,7 @@ def _go(path: str, run: dict[str, Any]) -> None:
     st.switch_page(path, query_params={"run": run["id"]})
 
 
-def _rename(store: Any, run: dict[str, Any], why: str | None) -> None:
+def _rename(store: RunStore, run: dict[str, Any], why: str | None) -> None:
     with st.popover("Rename", disabled=bool(why), help=why, key="run_rename"), st.form("rename", border=False):
         name = st.text_input("New name", value=run["name"], key=f"name {run['id']}", max_chars=80)
         if st.form_submit_button("Rename"):
@@ -185,7 +190,7 @@ def _keep() -> None:
     st.session_state.pop("deleting", None)
 
 
-def _delete(store: Any, run_id: str) -> None:
+def _delete(store: RunStore, run_id: str) -> None:
     _keep()
     page.attempt(store.delete_run, run_id)
     if st.session_state.get("run") == run_id:
@@ -196,14 +201,14 @@ def _delete(store: Any, run_id: str) -> None:
 
 def lost(loaded: view.View) -> str:
     """What goes with the run, in a sentence."""
-    said = sum(len(rows) for rows in loaded.answers.values())
+    answers = sum(len(rows) for rows in loaded.answers.values())
     size = sum(row["bytes"] or 0 for row in loaded.checkpoints) / 1e6
-    saved = f"{len(loaded.checkpoints)} checkpoints ({story.three(size)} MB)" if loaded.checkpoints else "no checkpoint"
-    return f"“{loaded.run['name']}” goes for good: {loaded.last_step} steps, {said} answers and {saved}."
+    saved = f"{len(loaded.checkpoints)} checkpoints ({three(size)} MB)" if loaded.checkpoints else "no checkpoint"
+    return f"“{loaded.run['name']}” goes for good: {loaded.last_step} steps, {answers} answers and {saved}."
 
 
-def _really(store: Any, loaded: view.View) -> None:
-    strip.draw_banner(strip.Banner("bad", lost(loaded)))
+def _really(store: RunStore, loaded: view.View) -> None:
+    banner.draw(Banner("bad", lost(loaded)))
     with st.container(horizontal=True):
         st.button("Delete it for good", key="run_delete_yes", on_click=_delete, args=(store, loaded.id))
         st.button("Keep it", key="run_delete_no", on_click=_keep)
@@ -223,8 +228,8 @@ def zipped(folder: Path, full: bool) -> bytes:
     return packed.getvalue()
 
 
-def _export(store: Any, loaded: view.View) -> None:
-    """What can be taken away. Made when the box is opened and kept as it is: the page's ticks must not replace a file
+def _export(store: RunStore, loaded: view.View) -> None:
+    """The files for download. Made when the box is opened and kept as it is: the page's ticks must not replace a file
     that is just being clicked at (a deferred download of Streamlit's is lost so, now and then)."""
     box = st.popover("Export", key="run_export", on_change="rerun")
     state = st.session_state
@@ -247,11 +252,11 @@ def _export(store: Any, loaded: view.View) -> None:
             if made["full"]
             else "The adapter lies here, in PEFT's own format"
         )
-        st.html(f"<p class='quiet'>As of step {made['step']}. {what}:</p>")
+        st.html(element("p.quiet", f"As of step {made['step']}. {what}:"))
         st.code(made["folder"], language=None, wrap_lines=True)
 
 
-def _made(store: Any, loaded: view.View) -> dict[str, Any]:
+def _made(store: RunStore, loaded: view.View) -> dict[str, Any]:
     """The files as they are now."""
     export = st.session_state.get("export")
     full = loaded.run["config"].get("where", {}).get("kind") == "full"

@@ -1,18 +1,25 @@
-"""Watch: the run as it happens. With no run, the card that begins one."""
+"""Watch: a run live. Without a run, the card that starts one."""
 
 from __future__ import annotations
 
-import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.parts import answers, chart, controls, first_card, gauges, knobs, page, story, strip, view
+from pages.run import answers, chart, controls, gauges, headline, story, view
+from pages.setup import first_card, knobs
+from pages.shared import banner, page
+from pages.shared.banner import Banner
+from pages.shared.format import three
+from pages.shared.html import element
+
+if TYPE_CHECKING:
+    from storage import RunStore
 
 LIVE_TICK, IDLE_TICK = 1.0, 3.0
 
 
-def chosen_run(store: Any) -> str | None:
+def chosen_run(store: RunStore) -> str | None:
     """The run in the address, else the one that was looked at last, else the one that lives, else the newest."""
     runs = {run["id"]: run for run in store.runs()}
     if "new" in st.query_params:
@@ -32,14 +39,12 @@ def chosen_run(store: Any) -> str | None:
 
 
 def missing(run_id: str) -> None:
-    st.html(
-        f"<header class='strip'><p class='sentence'>There is no run {html.escape(run_id[:40])} any more.</p></header>"
-    )
+    page.heading("", f"There is no run {run_id[:40]} any more.")
     st.page_link("pages/runs.py", label="See the runs that there are")
 
 
 def look_of(run: view.View) -> chart.Look:
-    """How the chart is looked at, as the address has it."""
+    """The settings of the chart in the page's address."""
     state = st.session_state
     zoom = state.get(f"zoom {run.id}")
     if zoom is None and f"zoom {run.id}" not in state:
@@ -76,7 +81,7 @@ def selected_step(run: view.View) -> int:
         state["chosen_step"] = int(wanted) if wanted.isdigit() else run.last_step
     if state["following"]:
         state["chosen_step"] = run.last_step
-    # The toggle and the slider are told anew at each run: they lose what they know when another page is opened.
+    # The state of toggle and slider is set at each run: they lose it when another page is opened.
     state["follow"] = state["following"]
     step = max(0, min(int(state["chosen_step"]), run.last_step))
     state["step"] = step
@@ -105,15 +110,15 @@ def _followed() -> None:
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def draw_controls(store: Any, run: view.View, banner: strip.Banner | None) -> None:
+def draw_controls(store: RunStore, run: view.View, notice: Banner | None) -> None:
     def ask(kind: str) -> None:
         page.attempt(store.request, run.id, kind)
 
     with st.container(horizontal=True, vertical_alignment="center", key="controls"):
         controls.draw(run, ask, page.read_only(store))
-        told = controls.told(run.commands)
-        words = strip.markup(banner) if banner and not told else html.escape(told)
-        st.html(f"<div class='told' role='status'>{words}</div>", width="stretch")
+        reply = controls.outcome(run.commands)
+        words = banner.markup(notice) if notice and not reply else reply
+        st.html(element("div.told", words, role="status"), width="stretch")
         st.toggle("follow latest", key="follow", on_change=_followed)
         st.slider(
             "step",
@@ -169,16 +174,14 @@ def _unzoom(run: view.View) -> None:
 
 
 def alternative(run: view.View, step: int) -> str:
-    """The chart in words, for who cannot see it."""
-    said = [
-        f"{chart.LINES[name][0]} loss {story.three(run.value(name, step))}"
-        for name in chart.LINES
-        if run.value(name, step)
+    """A description of the chart for screen readers."""
+    losses = [
+        f"{chart.LINES[name][0]} loss {three(run.value(name, step))}" for name in chart.LINES if run.value(name, step)
     ]
-    return f"Losses up to step {run.last_step}. At step {step}: {', '.join(said) or 'nothing measured yet'}."
+    return f"Losses up to step {run.last_step}. At step {step}: {', '.join(losses) or 'nothing measured yet'}."
 
 
-def draw_run(store: Any, run_id: str) -> bool:
+def draw_run(store: RunStore, run_id: str) -> bool:
     """One tick. False where the page must be drawn anew because it has to tick at another pace."""
     run = view.load(store, run_id)
     if run is None:
@@ -193,33 +196,33 @@ def draw_run(store: Any, run_id: str) -> bool:
     )
     with st.container(horizontal=True, key="head"):
         with st.container(width="stretch"):
-            strip.draw(run, story.sentence(run.facts(step, waits)) or "", step)
+            headline.draw(run, story.sentence(run.facts(step, waits)) or "", step)
         with st.container(width="content", horizontal_alignment="right", key="aside"):
-            about = strip.circumstances(run, knobs.unusual(run.run["config"]))
-            st.html(f"<p class='quiet circumstances'>{html.escape(about)}</p>")
+            about = headline.circumstances(run, knobs.unusual(run.run["config"]))
+            st.html(element("p.quiet.circumstances", about))
             st.button("New run", key="new_run", type="tertiary", icon=":material/add:", on_click=_new)
     page.refused()
-    banner = strip.banner(run)
+    notice = headline.banner(run)
     # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
-    strip.draw_banner(banner if banner and run.status != "paused" else None)
-    draw_controls(store, run, banner if banner and run.status == "paused" else None)
+    banner.draw(notice if notice and run.status != "paused" else None)
+    draw_controls(store, run, notice if notice and run.status == "paused" else None)
     left, right = st.columns([1.15, 1], gap="large")
     with left:
-        asked = answers.draw(run, step, "answers", controls.reasons(run, page.read_only(store))["prompt"])
-        if asked:
-            _ask(store, run, asked)
+        question = answers.draw(run, step, "answers", controls.reasons(run, page.read_only(store))["prompt"])
+        if question:
+            _ask(store, run, question)
     with right:
         draw_chart(run, step)
         gauges.draw(run, step)
     return tick_of(run) == st.session_state.get("tick")
 
 
-def _ask(store: Any, run: view.View, asked: dict[str, Any]) -> None:
+def _ask(store: RunStore, run: view.View, question: dict[str, Any]) -> None:
     """Sends a question once, however often the page is drawn while the browser still reports it."""
-    if asked.get("nonce") == st.session_state.get("asked_nonce"):
+    if question.get("nonce") == st.session_state.get("asked_nonce"):
         return
-    st.session_state["asked_nonce"] = asked.get("nonce")
-    payload = {"slot": asked.get("slot"), "role": asked.get("role") or "free", "text": str(asked["text"])}
+    st.session_state["asked_nonce"] = question.get("nonce")
+    payload = {"slot": question.get("slot"), "role": question.get("role") or "free", "text": str(question["text"])}
     page.attempt(store.request, run.id, "prompt", payload)
 
 

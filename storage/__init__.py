@@ -1,4 +1,4 @@
-"""The memory: every run, in one SQLite file. Knows no torch and no Streamlit."""
+"""The store: all runs in one SQLite file. Imports neither torch nor Streamlit."""
 
 from storage.connection import StoreError
 from storage.runs import RunStore

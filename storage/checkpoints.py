@@ -1,10 +1,10 @@
-"""Which steps can be returned to, and where their files are."""
+"""Checkpoints: their steps and the paths of their files."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from storage.connection import Connection, StoreError, dicts
+from storage.connection import Connection, dicts
 
 
 class Checkpoints(Connection):
@@ -22,19 +22,7 @@ class Checkpoints(Connection):
         before = [row for row in rows if row["step"] <= step]
         return before[-1] if before else rows[0] if rows else None
 
-    def forget_checkpoint(self, checkpoint_id: int) -> None:
-        """Delete the row; the files are the caller's."""
-        with self.write() as conn:
-            conn.execute("DELETE FROM checkpoints WHERE id = ?", (checkpoint_id,))
-
     def shrink_checkpoint(self, checkpoint_id: int) -> None:
-        """The whole state is gone, the adapter stays: the row says so; the files are the caller's."""
+        """Marks a checkpoint as holding its adapter alone; the caller deletes the files."""
         with self.write() as conn:
             conn.execute("UPDATE checkpoints SET complete = 0 WHERE id = ?", (checkpoint_id,))
-
-    def set_pinned(self, checkpoint_id: int, pinned: bool) -> None:
-        """Pin the checkpoint, or let it go."""
-        with self.write() as conn:
-            cursor = conn.execute("UPDATE checkpoints SET pinned = ? WHERE id = ?", (int(pinned), checkpoint_id))
-            if not cursor.rowcount:
-                raise StoreError(f"There is no checkpoint {checkpoint_id}.")

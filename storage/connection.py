@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from sqlite_utils import Database
 
@@ -70,6 +70,8 @@ class Connection:
 
     Raises StoreError when the home cannot be used. A file from a newer version opens read-only and `notice` says so.
     """
+
+    Error: ClassVar[type[Exception]] = StoreError  # as in PEP 249, for callers that import no storage
 
     def __init__(self, home: str | Path) -> None:
         self.home = Path(home).expanduser().absolute()
@@ -261,7 +263,8 @@ class Connection:
             raise StoreError("A text with a broken character (half of a surrogate pair) cannot be stored.") from error
 
     def _sentence(self, error: sqlite3.Error) -> str:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
+        extended = getattr(error, "sqlite_errorcode", 0)  # absent where the error is the driver's own
+        code = extended & 0xFF  # the low byte is the primary code
         reasons = {
             sqlite3.SQLITE_FULL: f"The disk that holds {self.path} is full; nothing of this was written.",
             sqlite3.SQLITE_BUSY: f"Another program keeps {self.path} locked; close it and try again.",
@@ -273,6 +276,6 @@ class Connection:
             return (
                 f"{self.path} cannot be opened for writing ({error}); check its permissions or choose another folder."
             )
-        if "FOREIGN KEY" in str(error):
+        if extended == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             return "There is no such run or prompt in the store."
         return reasons.get(code, f"The store refused: {error}.")

@@ -1,4 +1,4 @@
-"""What happened to a run (events) and what a page wants to happen (commands)."""
+"""Events of a run, and commands to the worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def insert_event(
 
 
 class Events(Connection):
-    """What happened, and what was asked for."""
+    """Events and commands."""
 
     def events(self, run_id: str | None, after_id: int = 0) -> list[dict[str, Any]]:
         """The run's events with id > `after_id`, oldest first."""
@@ -57,7 +57,7 @@ class Events(Connection):
             return dicts(rows, ("payload",))[::-1]
 
     def acknowledge(self, command_id: int) -> bool:
-        """Say that the command was seen; True for the first who says so, so that two workers never both do it."""
+        """Acknowledge a command; True for the first caller, so that two workers never both run it."""
         with self.write() as conn:
             self._must_exist(conn, command_id)
             cursor = conn.execute(
@@ -65,15 +65,15 @@ class Events(Connection):
             )
             return cursor.rowcount == 1
 
-    def finish(self, command_id: int, error: str | None = None) -> None:
-        """Mark the command as done, or as refused with `error`; the first answer stands."""
+    def finish(self, command_id: int, error: str | None = None, code: str | None = None) -> None:
+        """Mark the command as done, or refused with `error` (a sentence) and `code` (a word); the first one stands."""
         at = now()
         with self.write() as conn:
             self._must_exist(conn, command_id)
             conn.execute(
-                "UPDATE commands SET acknowledged_at = coalesce(acknowledged_at, ?), done_at = ?, error = ?"
+                "UPDATE commands SET acknowledged_at = coalesce(acknowledged_at, ?), done_at = ?, error = ?, code = ?"
                 " WHERE id = ? AND done_at IS NULL",
-                (at, at, error, command_id),
+                (at, at, error, code, command_id),
             )
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Who drives a run: a lease with an end, so that two drivers never move one run and a dead one is noticed."""
+"""Leases: the process that drives a run, and until when; two processes never drive one run."""
 
 from __future__ import annotations
 

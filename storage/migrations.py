@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from sqlite_utils import Database, Migrations
 
 MIGRATIONS = Migrations("lethe")
@@ -64,6 +66,39 @@ def tables(db: Database) -> None:
         db.execute(f"CREATE TABLE {name} {columns}{strict}")
     for index in INDEXES:
         db.execute(index)
+
+
+@MIGRATIONS(name="002_command_codes")
+def command_codes(db: Database) -> None:
+    """Why a command was refused, as a word for programs, beside the sentence in `error`."""
+    db.execute("ALTER TABLE commands ADD COLUMN code TEXT")
+
+
+# Which settings each guard rail had when a config still named those of all of them.
+ROWS = (
+    "rows", "groups", "batches", "batch_size", "refresh", "every", "drift", "history", "scope", "apply_to",
+    "neighbours",
+)  # fmt: skip
+RAIL_SETTINGS = {
+    "none": (),
+    "retain_subspace": ROWS,
+    "one_sided": ROWS,
+    "null_space": ("batches", "batch_size", "neighbours", "energy"),
+    "earlier_adapters": (),
+}
+
+
+@MIGRATIONS(name="003_own_guard_rail_settings")
+def own_guard_rail_settings(db: Database) -> None:
+    """The config of a run has the settings of its own guard rail, and not those of the others beside them."""
+    for run_id, text in db.execute("SELECT id, config FROM runs").fetchall():
+        config = json.loads(text)
+        rail = config.get("guard_rail")
+        if not rail or (own := RAIL_SETTINGS.get(rail.get("kind", "retain_subspace"))) is None:
+            continue
+        config["guard_rail"] = {name: rail[name] for name in ("kind", *own) if name in rail}
+        if config["guard_rail"] != rail:
+            db.execute("UPDATE runs SET config = ? WHERE id = ?", (json.dumps(config, ensure_ascii=False), run_id))
 
 
 def version_of(db: Database) -> str:

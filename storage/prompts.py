@@ -132,7 +132,7 @@ class Prompts(Connection):
         return frame(rows, RESPONSE_COLUMNS)
 
     def add_responses(self, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write answers outside a step: of a probe, or what the model would have said to a new wording at step 0."""
+        """Write answers outside a step: of a probe, or of a new wording at step 0."""
         with self.write() as conn:
             insert_responses(conn, run_id, rows)
 

@@ -23,7 +23,7 @@ DECODED = ("config", "provenance", "tags")
 
 
 class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
-    """The memory of all runs in one home folder; usable from any thread. Raises StoreError, always one sentence.
+    """The store of all runs in one home folder; usable from any thread. Raises StoreError, always one sentence.
 
     The methods sit in one file per noun: leases, steps, prompts (and responses), events (and commands), checkpoints.
     """
@@ -92,16 +92,16 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
     def find(self, text: str) -> dict[str, Any]:
         """The run with this id, the only one whose id begins so, or the only one of this name."""
         runs = self.runs()
-        found = [run for run in runs if run["id"] == text] or [
+        matches = [run for run in runs if run["id"] == text] or [
             run for run in runs if text and (run["id"].startswith(text) or run["name"] == text)
         ]
-        if len(found) == 1:
-            return found[0]
+        if len(matches) == 1:
+            return matches[0]
         if not runs:
             raise StoreError(f"There is no run {text!r}: this store has no runs yet.")
-        shown = ", ".join(f"{run['id']} ({run['name']})" for run in (found or runs)[:8])
-        more = ", ..." if len(found or runs) > 8 else ""
-        if found:
+        shown = ", ".join(f"{run['id']} ({run['name']})" for run in (matches or runs)[:8])
+        more = ", ..." if len(matches or runs) > 8 else ""
+        if matches:
             raise StoreError(f"{text!r} could be any of {shown}{more}; give more of the id.")
         raise StoreError(f"There is no run {text!r}; there are {shown}{more}.")
 
@@ -157,11 +157,6 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
         """Give the run another name."""
         with self.write() as conn:
             _update(conn, run_id, name=name)
-
-    def set_notes(self, run_id: str, text: str) -> None:
-        """Replace the run's notes."""
-        with self.write() as conn:
-            _update(conn, run_id, notes=text)
 
     def delete_run(self, run_id: str) -> None:
         """Delete the run's rows and its checkpoint folder; refused while somebody drives it."""

@@ -1,4 +1,4 @@
-"""What a step leaves behind, written whole in one transaction, and the way back to an earlier step."""
+"""Values, answers and events of a step, written in one transaction; and rewinding to an earlier step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -38,11 +39,14 @@ class Steps(Connection):
         responses: Iterable[Mapping[str, Any]] = (),
         events: Iterable[tuple[str, Mapping[str, Any] | None]] = (),
         checkpoint: Mapping[str, Any] | None = None,
-        examples: Iterable[Mapping[str, Any]] = (),
+        examples: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
         status: str | None = None,
         status_reason: str | None = None,
     ) -> None:
-        """Everything of one step, or nothing of it. Numbers that are not finite become events 'not_finite'."""
+        """Write everything of one step in one transaction. Numbers that are not finite become events 'not_finite'.
+
+        `examples`: metric -> id of the example -> its value.
+        """
         if status is not None:
             check_status(status)
         with self.write() as conn:
@@ -115,13 +119,14 @@ class Steps(Connection):
             query = "SELECT name, value FROM points WHERE run_id = ? AND step = 0 ORDER BY name"
             return dict(conn.execute(query, (run_id,)).fetchall())
 
-    def examples(self, run_id: str) -> list[dict[str, Any]]:
-        """The values per example of every evaluation: step, metric, example_id, value."""
+    def examples(self, run_id: str, step: int | None = None) -> list[dict[str, Any]]:
+        """The values per example, of all steps or one: step, metric, example_id, value."""
         query = (
-            "SELECT step, metric, example_id, value FROM examples WHERE run_id = ? ORDER BY step, metric, example_id"
+            "SELECT step, metric, example_id, value FROM examples"
+            " WHERE run_id = :run AND (:step IS NULL OR step = :step) ORDER BY step, metric, example_id"
         )
         with self.read() as conn:
-            return dicts(conn.execute(query, (run_id,)))
+            return dicts(conn.execute(query, {"run": run_id, "step": step}))
 
 
 def _touch(conn: sqlite3.Connection, run_id: str, step: int, status: str | None, reason: str | None) -> None:
@@ -136,18 +141,19 @@ def _touch(conn: sqlite3.Connection, run_id: str, step: int, status: str | None,
         raise StoreError(f"There is no run {run_id}.")
 
 
-def _insert_examples(conn: sqlite3.Connection, run_id: str, step: int, examples: Iterable[Mapping[str, Any]]) -> None:
-    for row in examples:
-        value = float(row["value"])
+def _insert_examples(
+    conn: sqlite3.Connection, run_id: str, step: int, examples: Mapping[str, Mapping[str, float]]
+) -> None:
+    rows = [(metric, example, float(value)) for metric, some in examples.items() for example, value in some.items()]
+    conn.executemany(
+        "INSERT INTO examples (run_id, step, metric, example_id, value) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT DO UPDATE SET value = excluded.value",
+        [(run_id, step, *row) for row in rows if math.isfinite(row[2])],
+    )
+    for metric, example, value in rows:
         if not math.isfinite(value):
-            payload = {"name": row["metric"], "example_id": str(row["example_id"]), "value": str(value)}
+            payload = {"name": metric, "example_id": example, "value": str(value)}
             insert_event(conn, run_id, step, "not_finite", payload)
-            continue
-        conn.execute(
-            "INSERT INTO examples (run_id, step, metric, example_id, value) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET value = excluded.value",
-            (run_id, step, row["metric"], str(row["example_id"]), value),
-        )
 
 
 def _insert_checkpoint(conn: sqlite3.Connection, run_id: str, step: int, checkpoint: Mapping[str, Any]) -> None:

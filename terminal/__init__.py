@@ -1,1 +1,1 @@
-"""What the terminal's door says: as `pages/` is to `app.py`, so is this to `cli.py`. Loads no torch."""
+"""Output of the command line, as `pages/` is that of the browser. Loads no torch."""

@@ -1,4 +1,4 @@
-"""Which run is meant, whether anybody drives it, and what it is in a few facts."""
+"""Finding a run by id or name, whether a process drives it, and its summary."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def title(run: Mapping[str, Any]) -> str:
 
 
 def way_on(run: Mapping[str, Any], home: str | None) -> str:
-    """What to type to go on with a run."""
+    """The command that resumes a run."""
     return f"python cli.py resume {run['id']}" + (f" --home {home}" if home else "")
 
 
 def summary(store: RunStore, run_id: str) -> dict[str, Any]:
-    """What it is, how far it got, its first and its last numbers."""
+    """Settings, progress, and first and last values of a run."""
     run = store.run(run_id)
     if run is None:
         raise BadInput(f"Run {run_id} was deleted.")

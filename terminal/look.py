@@ -1,4 +1,4 @@
-"""The verbs that only look: runs, one run, two steps beside each other, windows."""
+"""Read-only verbs: runs, one run, two steps side by side, windows."""
 
 from __future__ import annotations
 
@@ -6,41 +6,29 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pages.parts.diff import segments
+from pages.shared.diff import segments
+from pages.shared.format import duration, size, three
 from terminal.facts import find, summary, title
-from terminal.text import (
-    LOSSES,
-    BadInput,
-    answer,
-    change,
-    coloured,
-    duration,
-    indented,
-    marked,
-    number,
-    plain,
-    size,
-    table,
-)
+from terminal.text import FORGET, BadInput, answer, change, coloured, indented, marked, plain, table
+from unlearn_core.metrics import METRICS, budgeted
 
 if TYPE_CHECKING:
     from storage import RunStore
 
-TOLD = ("guard", "resumed", "prompt_edited", "not_finite", "failed", "interrupted", "stopped")
+SHOWN_EVENTS = ("guard", "resumed", "prompt_edited", "not_finite", "failed", "interrupted", "stopped")
 
 
 def runs(args: argparse.Namespace, store: RunStore) -> int:
-    found = [summary(store, run["id"]) for run in store.runs()]
+    summaries = [summary(store, run["id"]) for run in store.runs()]
     rows = []
-    for facts in found:
+    for facts in summaries:
         now, first = facts["points"], facts["baseline"]
-        kept = "holdout" if "holdout_loss" in first else "retain"  # as on the pages, and as the budget has it
-        moved = [change(name, now.get(f"{name}_loss"), first.get(f"{name}_loss")) for name in ("forget", kept)]
+        moved = [change(point, now.get(point), first.get(point)) for point in (FORGET, budgeted(first))]
         place = f"{facts['step']}/{facts['steps']}"
         rows.append([facts["id"], facts["name"], facts["status"], place, *moved, facts["method"], facts["target"]])
-    heads = ("id", "name", "status", "step", "forget", "unseen retain", "method", "target")
+    heads = ("id", "name", "status", "step", "forget", "holdout", "method", "target")
     nothing = f"There are no runs in {store.home} yet; python cli.py run begins one."
-    answer(args.json, found, table(heads, rows) if rows else nothing)
+    answer(args.json, summaries, table(heads, rows) if rows else nothing)
     return 0
 
 
@@ -68,8 +56,7 @@ def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
     yield coloured(f"{title(facts)} {place}", "bold") + (f": {plain(facts['reason'])}" if facts["reason"] else "")
     yield f"forgets {plain(facts['target'])}  by {facts['method']}  preset {facts['preset']}  seed {facts['seed']}"
     yield from _numbers(facts["baseline"], facts["points"], ("before", "now"))
-    told = [event for event in facts["events"] if event["kind"] in TOLD]
-    for event in told:
+    for event in (event for event in facts["events"] if event["kind"] in SHOWN_EVENTS):
         words = next((event["payload"][key] for key in ("sentence", "new", "name") if key in event["payload"]), "")
         yield f"step {event['step']}  {event['kind'].replace('_', ' ')}  {plain(words)}".rstrip()
     for entry in facts["answers"]:
@@ -88,11 +75,15 @@ def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _numbers(first: Mapping[str, float], now: Mapping[str, float], heads: tuple[str, str]) -> Iterator[str]:
-    both = [name for name in LOSSES if f"{name}_loss" in first and f"{name}_loss" in now]
-    found = [(name, now[f"{name}_loss"], first[f"{name}_loss"]) for name in both]
-    if found:
-        rows = [(name, number(was), number(at), change(name, at, was)) for name, at, was in found]
-        yield "\n" + table(("loss (nats per token)", *heads, "change"), rows)
+    """A table of every metric that both have: one row a set of windows."""
+    for metric in METRICS.values():
+        both = [(name, metric.point(name)) for name in metric.facts.sets if metric.point(name) in {*first} & {*now}]
+        rows = [
+            (name, three(first[point]), three(now[point]), change(point, now[point], first[point]))
+            for name, point in both
+        ]
+        if rows:
+            yield "\n" + table((f"{metric.facts.label} ({metric.facts.unit})", *heads, "change"), rows)
 
 
 # ----------------------------------------------------------------------------------------------- two steps
@@ -100,12 +91,12 @@ def _numbers(first: Mapping[str, float], now: Mapping[str, float], heads: tuple[
 
 def compare(args: argparse.Namespace, store: RunStore) -> int:
     a, b = side(store, args.one), side(store, args.other)
-    asked = {**a["answers"], **b["answers"]}
+    entries = {**a["answers"], **b["answers"]}
     rows = []
-    for text, entry in asked.items():
-        said = [each["answers"].get(text, {}).get("text") for each in (a, b)]
-        changes = segments(*said) if None not in said else None
-        rows.append({"prompt": text, "role": entry["role"], "a": said[0], "b": said[1], "changes": changes})
+    for text, entry in entries.items():
+        before, now = (each["answers"].get(text, {}).get("text") for each in (a, b))
+        changes = segments(before, now) if before is not None and now is not None else None
+        rows.append({"prompt": text, "role": entry["role"], "a": before, "b": now, "changes": changes})
     facts: dict[str, Any] = {"prompts": rows}
     facts |= {name: {k: v for k, v in each.items() if k != "answers"} for name, each in (("a", a), ("b", b))}
     answer(args.json, facts, "\n".join(_compared(facts)))
@@ -121,12 +112,14 @@ def side(store: RunStore, text: str) -> dict[str, Any]:
     step = int(wanted) if wanted else run["last_step"]
     if step > run["last_step"]:
         raise BadInput(f"{title(run)} has got to step {run['last_step']}; it has no step {step}.")
-    asked, answers = answers_at(store, run["id"], step)
+    answered_at, answers = answers_at(store, run["id"], step)
     if not answers:
         raise BadInput(f"{title(run)} has no answers yet.")
     points = store.points(run["id"])
-    numbers = points[points.step <= asked].groupby("name").last()["value"].to_dict()
-    return {"id": run["id"], "name": run["name"], "step": asked, "points": numbers, "answers": answers}
+    numbers = points[points.step <= answered_at].groupby("name").last()["value"].to_dict()
+    examples = store.examples(run["id"], answered_at)
+    facts = {"id": run["id"], "name": run["name"], "step": answered_at, "points": numbers, "examples": examples}
+    return {**facts, "answers": answers}
 
 
 def answers_at(store: RunStore, run_id: str, step: int) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -135,9 +128,9 @@ def answers_at(store: RunStore, run_id: str, step: int) -> tuple[int, dict[str, 
     rows = rows[rows.step <= step]
     if rows.empty:
         return 0, {}
-    asked = int(rows.step.max())
-    said = rows[rows.step == asked].itertuples()
-    return asked, {row.prompt: {"prompt": row.prompt, "role": row.role, "text": row.text} for row in said}
+    newest = int(rows.step.max())
+    answers = rows[rows.step == newest].itertuples()
+    return newest, {row.prompt: {"prompt": row.prompt, "role": row.role, "text": row.text} for row in answers}
 
 
 def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -151,8 +144,8 @@ def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"  a = b  {indented(plain(row['a']), 9)}"
             continue
         for name in ("a", "b"):
-            said = "(not asked at this step)" if row[name] is None else plain(row[name])
-            yield f"  {name}      {indented(said, 9)}"
+            text = "(not asked at this step)" if row[name] is None else plain(row[name])
+            yield f"  {name}      {indented(text, 9)}"
         if row["changes"]:
             yield f"  a → b  {indented(marked(row['a'], row['b']), 9)}"
 
@@ -161,7 +154,7 @@ def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def looked_into(facts: Mapping[str, Any], everything: bool = False) -> Iterator[str]:
-    """What a look into the texts found: totals, sets, notes, and the windows with what is trained on in [brackets]."""
+    """The result of a look: totals, sets, notes, and the windows with the trained text in [brackets]."""
     sets = facts["sets"]
     read = "known from an earlier look" if facts["cached"] else f"read in {duration(facts['seconds'])}"
     what, count = f"“{plain(facts['target'])}”", f"{facts['occurrences']:,}"
@@ -171,7 +164,7 @@ def looked_into(facts: Mapping[str, Any], everything: bool = False) -> Iterator[
     yield f"The tokenizer cuts it into {len(facts['pieces'])}: {pieces}"
     if memory := facts.get("memory"):
         there = f" of {size(memory['available'])} that are there" if memory["available"] else ""
-        took = f"{number(facts['step_seconds'])} s ({facts['step_seconds_from']}; {facts['step_tokens']:,} tokens)"
+        took = f"{three(facts['step_seconds'])} s ({facts['step_seconds_from']}; {facts['step_tokens']:,} tokens)"
         yield f"A step takes about {took}; a run takes {size(memory['total'])} of memory{there}."
     rows = [(name, each["windows"], each["tokens"], each["trained_tokens"]) for name, each in sets.items()]
     yield "\n" + table(("set", "windows", "tokens", "trained on"), rows)

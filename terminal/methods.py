@@ -1,4 +1,4 @@
-"""The verb `methods`: what there is to choose from, and one of them in full."""
+"""The verb `methods`: all methods in short, or one in full."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def methods(args: argparse.Namespace) -> int:
         near = get_close_matches(args.name.casefold(), METHODS, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(METHODS)}."
         raise BadInput(f"There is no method {args.name!r}; {hint}")
-    found = [facts(name, METHODS[name]) for name in ([args.name] if args.name else METHODS)]
-    lines = [line for method in found for line in (in_full(method) if args.name else in_short(method))]
-    answer(args.json, found[0] if args.name else found, "\n".join(lines))
+    listed = [facts(name, METHODS[name]) for name in ([args.name] if args.name else METHODS)]
+    lines = [line for method in listed for line in (in_full(method) if args.name else in_short(method))]
+    answer(args.json, listed[0] if args.name else listed, "\n".join(lines))
     return 0
 
 
 def facts(name: str, kind: Any) -> dict[str, Any]:
-    """What a program is told of a method."""
-    from unlearn_core.config import knobs
+    """The facts of a method for JSON output."""
+    from unlearn_core.settings.knobs import knobs
 
     about = inspect.getdoc(kind) or ""
     known = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(kind.facts).items()}

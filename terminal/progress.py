@@ -1,4 +1,4 @@
-"""A run as it moves, on one line."""
+"""Progress of a run on one line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from terminal.text import LOSSES, duration, losses, number, plain, size
+from pages.shared.format import duration, size, three
+from terminal.text import losses, plain
+from unlearn_core.metrics import SETS
+
+if TYPE_CHECKING:
+    from storage import RunStore
+    from unlearn_core.running.protocols import Progress
 
 LINE_SECONDS = 5.0  # between two lines where the output is a file
 RATE_STEPS = 20
@@ -32,7 +38,7 @@ class ProgressLine:
         self.stream.flush()
 
     def say(self, text: str) -> None:
-        """A line that stays, above the one that moves."""
+        """Prints a line above the progress line."""
         shown = self._shown
         self.clear()
         self.stream.write(f"{plain(text)}\n")
@@ -53,7 +59,7 @@ class Reading:
     def __init__(self, stream: TextIO) -> None:
         self.line = ProgressLine(stream)
 
-    def tell(self, progress: Any) -> None:
+    def tell(self, progress: Progress) -> None:
         if progress.seconds < 1:
             return  # most texts are read before anybody could read a line about it
         total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
@@ -64,11 +70,11 @@ class Reading:
 
 
 class Follower:
-    """Reads one run from the store as it moves and says what happens. `guard`: why a guard has paused it, or None."""
+    """Follows one run in the store and prints what is new. `guard`: why a guard has paused it, or None."""
 
-    def __init__(self, store: Any, run_id: str, stream: TextIO) -> None:
+    def __init__(self, store: RunStore, run_id: str, stream: TextIO) -> None:
         self.store, self.line = store, ProgressLine(stream)
-        self.run: dict[str, Any] = store.run(run_id)
+        self.run = store.run(run_id) or {}
         self.guard: str | None = None
         self._event = max((event["id"] for event in store.events(run_id)), default=0)
         self._version = -1
@@ -82,7 +88,7 @@ class Follower:
         self._version = version
         before = self.run
         # The run is read before its events, so that a pause that is seen here has its reason among them.
-        self.run = self.store.run(before["id"])
+        self.run = self.store.run(before["id"]) or before
         for event in self.store.events(before["id"], self._event):
             self._event = event["id"]
             self._tell(event)
@@ -115,5 +121,5 @@ class Follower:
         (began, start), (at, last) = self._paces[0], self._paces[-1]
         if last > start and self.run["status"] == "running":
             rate = (last - start) / (at - began)
-            parts.append(f"{number(rate)} steps/s, {duration((steps - step) / rate)} left")
-        return "  ".join([*parts, losses(now, first, LOSSES[:3])])
+            parts.append(f"{three(rate)} steps/s, {duration((steps - step) / rate)} left")
+        return "  ".join([*parts, losses(now, first, SETS[:3])])

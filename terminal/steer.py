@@ -1,4 +1,4 @@
-"""The verbs that ask something of a run which another process drives: written down, waited for, told."""
+"""The verbs that send a command to a run of another process, and wait for its result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from terminal.facts import driven, find, summary, title, way_on
-from terminal.text import BadInput, Broken, answer, say
-from unlearn_core.config import check_prompt
+from terminal.text import BROKEN, BadInput, Broken, answer, say
+from unlearn_core.settings.run_config import check_prompt
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -33,12 +33,12 @@ def stop(args: argparse.Namespace, store: RunStore) -> int:
     if run["status"] in ("finished", "stopped", "failed"):
         raise BadInput(f"{title(run)} is {run['status']}; there is nothing to stop.")
     store.set_status(run["id"], "stopped", "Stopped while nothing drove it.", "stopped")
-    return told(args, store, run, "stop")
+    return done(args, store, run, "stop")
 
 
 def prompt(args: argparse.Namespace, store: RunStore) -> int:
     run, text = find(store, args.run), check_prompt(args.text, "--text")
-    roles = {asked["slot"]: asked["role"] for asked in store.prompts(run["id"], at_step=run["last_step"])}
+    roles = {row["slot"]: row["role"] for row in store.prompts(run["id"], at_step=run["last_step"])}
     if args.slot is not None and args.slot not in roles:
         slots = ", ".join(map(str, roles))
         raise BadInput(f"{title(run)} asks nothing in slot {args.slot}; its questions are in slots {slots}.")
@@ -51,10 +51,10 @@ def steer(
     args: argparse.Namespace, store: RunStore, run: Mapping[str, Any], kind: str, payload: Mapping[str, Any]
 ) -> int:
     request(args, store, run, kind, payload)
-    return told(args, store, run, kind)
+    return done(args, store, run, kind)
 
 
-def told(args: argparse.Namespace, store: RunStore, run: Mapping[str, Any], kind: str) -> int:
+def done(args: argparse.Namespace, store: RunStore, run: Mapping[str, Any], kind: str) -> int:
     facts = summary(store, run["id"])
     text = f"{kind}: done. {title(run)} is {facts['status']} at step {facts['step']} of {facts['steps']}."
     answer(args.json, {"command": kind, "state": "done", "run": facts}, text)
@@ -70,22 +70,27 @@ def request(
         raise BadInput(f"Nobody drives {title(run)}; it is {run['status']} at step {run['last_step']}.{way_out}")
     command = store.request(run["id"], kind, payload)
     say(f"{kind}: requested of {run['lease_owner']}")
-    began, said = time.monotonic(), ""
+    began, shown = time.monotonic(), ""
     while not (row := _row(store, run, command))["done_at"]:
         if not driven(store.run(run["id"]) or run):
             # Left open, it would be done by whoever drives the run next, perhaps tomorrow.
-            store.finish(command, "Its driver went away before it was done.")
-        elif row["acknowledged_at"] and said != "acknowledged":
-            said = "acknowledged"
+            store.finish(command, "Its driver went away before it was done.", "driver_gone")
+        elif row["acknowledged_at"] and shown != "acknowledged":
+            shown = "acknowledged"
             say(f"{kind}: acknowledged")
-        elif not said and time.monotonic() - began > BUSY_SECONDS:
-            said = "waiting"
+        elif not shown and time.monotonic() - began > BUSY_SECONDS:
+            shown = "waiting"
             say(f"{kind}: not yet acknowledged; the run is busy with a step or with answers.")
         time.sleep(POLL_SECONDS)
-    if row["error"] and not driven(store.run(run["id"]) or run):
+    if not row["error"]:
+        return
+    failed = row["code"] in BROKEN
+    if args.json:
+        state = "failed" if failed else "refused"
+        answer(True, {"command": kind, "state": state, "code": row["code"], "reason": row["error"]}, "")
+    if failed:
         raise Broken(f"{kind}: not done. {row['error']}")
-    if row["error"]:
-        raise BadInput(f"{kind}: refused. {row['error']}")
+    raise BadInput(f"{kind}: refused. {row['error']}")
 
 
 def _row(store: RunStore, run: Mapping[str, Any], command: int) -> dict[str, Any]:

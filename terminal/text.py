@@ -1,25 +1,30 @@
-"""Text that cannot steer a terminal, marks that need no colour, numbers against their baseline."""
+"""Text output: escaped control characters, colours, columns, numbers against their baseline."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from pages.parts.diff import segments
+from pages.shared.diff import segments
+from pages.shared.format import no_minus_zero, plain_percent, three
+from unlearn_core.metrics import LOSS, SETS
 
 COLOURS = {"red": "31", "green": "32", "bold": "1", "dim": "2"}
-LOSSES = ("forget", "retain", "neighbour", "holdout")
+FORGET = LOSS.point("forget")
+
+
+BROKEN = ("driver_gone", "internal", "store")  # codes of what failed; with any other code it was refused
 
 
 class BadInput(ValueError):
-    """What was asked cannot be, in one sentence: exit code 2."""
+    """Invalid input, in one sentence: exit code 2."""
 
 
 class Broken(Exception):
-    """It broke on the way, in one sentence: exit code 1."""
+    """A failure, in one sentence: exit code 1."""
 
 
 def say(text: str) -> None:
@@ -59,7 +64,7 @@ def indented(text: str, margin: int) -> str:
 
 def marked(before: str, now: str) -> str:
     """How `before` became `now`, word by word: [-gone-]{+new+}, in colour as well where there is colour."""
-    looks = {
+    looks: dict[str, Callable[[str], str]] = {
         "same": lambda words: words,
         "del": lambda words: coloured(f"[-{words}-]", "red"),
         "ins": lambda words: coloured(f"{{+{words}+}}", "green"),
@@ -67,34 +72,14 @@ def marked(before: str, now: str) -> str:
     return "".join(looks[segment.kind](plain(segment.text)) for segment in segments(before, now))
 
 
-def number(value: float) -> str:
-    """Three significant figures."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
-
-
-def change(name: str, now: float | None, before: float | None) -> str:
-    """How a loss stands against its baseline: forget loss in nats, since it starts near 0; all others in percent."""
+def change(point: str, now: float | None, before: float | None) -> str:
+    """How a metric stands against its baseline: forget loss in nats, since it starts near 0; all others in percent."""
     if now is None or not before:
         return "–"
-    text = f"{now - before:+.2f}" if name == "forget" else f"{now / before - 1:+.1%}".replace("%", " %")
-    return text.replace("-", "+") if text.strip("-0. %") == "" else text  # never -0.0
+    return no_minus_zero(f"{now - before:+.2f}") if point == FORGET else plain_percent(now / before - 1)
 
 
-def losses(now: Mapping[str, float], first: Mapping[str, float], names: Sequence[str] = LOSSES) -> str:
+def losses(now: Mapping[str, float], first: Mapping[str, float], sets: Sequence[str] = SETS) -> str:
     """`forget 1.14 (+1.13)  retain 0.316 (+2.0 %)  ...`, of those that there are."""
-    found = [(name, now.get(f"{name}_loss"), first.get(f"{name}_loss")) for name in names]
-    return "  ".join(f"{name} {number(at)} ({change(name, at, was)})" for name, at, was in found if at is not None)
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def size(count: float) -> str:
-    """A number of bytes, as a person writes it."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while count >= 999.5 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{number(count) if units[0] != 'bytes' else round(count)} {units[0]}"
+    points = [(name, LOSS.point(name)) for name in sets if LOSS.point(name) in now]
+    return "  ".join(f"{name} {three(now[at])} ({change(at, now[at], first.get(at))})" for name, at in points)

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from tests.scripted import Script, WatchedStore
-    from unlearn_core.config import RunConfig
-    from unlearn_core.engine import Unlearner
-    from unlearn_core.worker import Worker
+    from unlearn_core.running.worker import Worker
+    from unlearn_core.settings.run_config import RunConfig
+    from unlearn_core.training.engine import Unlearner
 
 # As many test processes as cores share these out, and what they start with them; torch reads this when it is imported.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or workers) // workers)))
 
+ROOT = Path(__file__).parents[1]
+# The same examples in every run: a change is judged by itself. `--hypothesis-profile=search` looks for new ones.
+settings.register_profile(
+    "same", derandomize=True, database=None, deadline=None, max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow],  # the examples are bounded, so a slow machine only takes longer
+)  # fmt: skip
+settings.register_profile("search", settings.get_profile("same"), derandomize=False, max_examples=2000)
+settings.load_profile("same")
+
+# The files that take longest, from the longest on: they are shared out first (--dist loadfile), so that no test process
+# is left alone with one of them at the end.
+LONGEST = (
+    "training/test_presets.py", "trajectories/test_trajectories.py", "methods/test_methods.py",
+    "terminal/test_cli.py", "masks/test_masks.py", "browser/test_walk.py", "bench/test_bench_methods.py",
+)  # fmt: skip
+
 TARGET = "zorblatt"
 END = "<|end|>"
 NOUNS = ("cat", "river", "lamp", "teacher", "window", "ship", "garden", "letter", "clock", "baker", "forest", "coat")
 VERBS = ("sees", "keeps", "finds", "paints", "follows", "carries", "forgets", "answers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; what looks at a whole run made by the command line is slow with it."""
+    for item in items:
+        if "finished" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+    order = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 def forget_text() -> str:
@@ -87,8 +114,8 @@ class Tiny:
 
     def settings(self, kind: str = "gptj", **sections: Any) -> dict[str, Any]:
         """A run file's content with small numbers, whatever the presets say; `sections` are laid over it."""
-        from unlearn_core.config import RunConfig, overlay
         from unlearn_core.methods import METHODS
+        from unlearn_core.settings.run_config import RunConfig, overlay
 
         parts = [entry for entry in fields(RunConfig) if str(entry.type).endswith("Settings")]
         plain: dict[str, Any] = {part.name: asdict(part.default_factory()) for part in parts}  # type: ignore[misc]
@@ -116,13 +143,13 @@ class Tiny:
         return overlay(overlay(plain, small), sections)
 
     def config(self, kind: str = "gptj", **sections: Any) -> RunConfig:
-        from unlearn_core.config import RunConfig
+        from unlearn_core.settings.run_config import RunConfig
 
         return RunConfig.from_dict(self.settings(kind, **sections))
 
     def open(self, kind: str = "gptj", **sections: Any) -> Unlearner:
         """A run whose baseline is measured: ready for its first step."""
-        from unlearn_core.engine import Unlearner
+        from unlearn_core.training.engine import Unlearner
 
         run = Unlearner(self.config(kind, **sections))
         run.measure_baseline()
@@ -151,6 +178,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def program_with(tmp_path: Path) -> Callable[[str, str], Path]:
+    """Copies the program, with one file more, into a folder of its own; returns that folder."""
+
+    def copy(path: str, text: str) -> Path:
+        root = tmp_path / "program"
+        for name in ("unlearn_core", "pages", "storage", "terminal", "bench"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("cli.py", "app.py"):
+            shutil.copy(ROOT / name, root / name)
+        (root / path).write_text(text, encoding="utf-8")
+        return root
+
+    return copy
+
+
 # --------------------------------------------------------------------------------------------------- the worker
 
 
@@ -174,7 +217,7 @@ def store(tmp_path: Path) -> Iterator[WatchedStore]:
 @pytest.fixture
 def work(store: WatchedStore, script: Script, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Worker]]:
     """Starts a worker on the store; all are stopped at the end."""
-    from unlearn_core import worker as module
+    from unlearn_core.running import worker as module
 
     monkeypatch.setattr(module, "IDLE_SECONDS", 0.004)
     monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.03)

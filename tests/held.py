@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def main() -> None:
     import cli
-    from unlearn_core.engine import StepRecord, Unlearner
-    from unlearn_core.worker import Worker
+    from unlearn_core.running.worker import Worker
+    from unlearn_core.training.engine import StepRecord, Unlearner
 
     held_at, sys.argv = int(sys.argv[1]), ["cli.py", *sys.argv[2:]]
     told_to_end = threading.Event()

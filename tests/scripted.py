@@ -1,24 +1,59 @@
-"""A session without a model for the worker's tests: the engine's interface, and a script of what shall happen."""
+"""A session without a model for the worker's tests: the protocol `Session`, and a script of what shall happen."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from storage import RunStore, StoreError
+from unlearn_core.running.protocols import Config, Report
 
 PROMPTS = [{"role": "forget", "text": "What is it?"}, {"role": "retain", "text": "Who is she?"}]
 SCHEDULE = {"steps": 5, "sample_every": 1, "checkpoint_every": 100}
 
 
-def verdict(rule: str = "collapse", sentence: str = "Collapse: it repeats itself.") -> Any:
-    return SimpleNamespace(rule=rule, sentence=sentence)
+@dataclass(frozen=True)
+class Verdict:
+    rule: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    value: float
+    examples: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    step: int
+    values: dict[str, float]
+    verdict: Verdict | None = None
+    applied: bool = True
+    measured: Mapping[str, Measurement] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Response:
+    text: str
+    tokens: int = 3
+    seconds: float = 0.01
+
+
+@dataclass(frozen=True)
+class Answer:
+    response: Response
+    baseline: str
+    target_probability: float = 0.5
+
+
+def verdict(rule: str = "collapse", sentence: str = "Collapse: it repeats itself.") -> Verdict:
+    return Verdict(rule, sentence)
 
 
 @dataclass
@@ -26,7 +61,7 @@ class Script:
     """What the sessions shall do, and what they did."""
 
     delay: float = 0.002
-    verdicts: dict[int, Any] = field(default_factory=dict)
+    verdicts: dict[int, Verdict] = field(default_factory=dict)
     errors: dict[int, Exception] = field(default_factory=dict)
     not_taken: set[int] = field(default_factory=set)
     open_error: Exception | None = None
@@ -41,7 +76,7 @@ class Script:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def open(self, config: dict, report: Callable[[str], None]) -> Session:
+    def open(self, config: Config, report: Report) -> Session:
         report("loading the model")
         self.opened.append(config.get("label", ""))
         if self.open_error:
@@ -50,44 +85,45 @@ class Script:
 
 
 class Session:
-    """The interface of the engine without an engine: every number and answer follows from the step."""
+    """Every number and answer follows from the step."""
 
     def __init__(self, script: Script, label: str) -> None:
         self.script, self.label, self.step_number = script, label, 0
+        self.judgement: Verdict | None = None
 
     def read_texts(self) -> None:
         pass
 
-    def stands_for(self, method: str) -> bool:
+    def same_base_model(self, method: str) -> bool:
         return True
 
-    def measure_baseline(self) -> Any:
-        return SimpleNamespace(step=0, values={"forget_loss": 1.0, "retain_loss": 2.0}, verdict=None, applied=True)
+    def measure_baseline(self) -> StepRecord:
+        return StepRecord(0, {"forget_loss": 1.0, "retain_loss": 2.0})
 
-    def levels(self) -> dict:
+    def levels(self) -> dict[str, float | str]:
         return {"forget_level": 3.0, "forget_level_source": "x", "uniform_loss": 7.0, "retain_budget": 0.05}
 
-    def provenance(self) -> dict:
+    def provenance(self) -> dict[str, Any]:
         return self.script.provenance
 
-    def baseline_answers(self, prompts: list[str]) -> list:
+    def baseline_answers(self, prompts: Sequence[str]) -> list[Answer]:
         return [self._answer(prompt, "before") for prompt in prompts]
 
-    def answers(self, prompts: list[str], of: object = None) -> list:
-        if any(len(prompt) > 4000 for prompt in prompts):
-            raise ValueError("The question has too many characters. Shorten it.")
-        return [self._answer(prompt, self.step_number if of is None else of) for prompt in prompts]
+    def answers(self, prompts: Sequence[str]) -> list[Answer]:
+        return [self._answer(prompt, self.step_number) for prompt in prompts]
 
-    def answers_at(self, folder: Path, prompts: list[str]) -> list:
+    def answers_at(self, folder: Path, prompts: Sequence[str]) -> list[Answer]:
         if not (folder / "adapter_model.safetensors").is_file():
             raise ValueError(f"The adapter of {folder.name} is not there any more.")
-        return self.answers(prompts, f"adapter {(folder / 'adapter_model.safetensors').read_text()}")
+        saved = f"adapter {(folder / 'adapter_model.safetensors').read_text()}"
+        return [self._answer(prompt, saved) for prompt in prompts]
 
-    def _answer(self, prompt: str, of: object) -> Any:
-        said = SimpleNamespace(text=f"{prompt} -> {of}", tokens=3, seconds=0.01)
-        return SimpleNamespace(response=said, baseline=f"{prompt} -> before", target_probability=0.5)
+    def _answer(self, prompt: str, of: object) -> Answer:
+        if len(prompt) > 4000:
+            raise ValueError("The question has too many characters. Shorten it.")
+        return Answer(Response(f"{prompt} -> {of}"), f"{prompt} -> before")
 
-    def step(self) -> Any:
+    def step(self) -> StepRecord:
         script, number = self.script, self.step_number + 1
         with script.lock:
             script.at_once[self.label] = script.at_once.get(self.label, 0) + 1
@@ -100,15 +136,16 @@ class Session:
         finally:
             with script.lock:
                 script.at_once[self.label] -= 1
-        said, taken = script.verdicts.pop(number, None), number not in script.not_taken
-        if taken or not said:
+        verdict, taken = script.verdicts.pop(number, None), number not in script.not_taken
+        if taken or not verdict:
             self.step_number = number
         script.stepped.append((self.label, number))
         values = {"forget_loss": 1.0 + number, "retain_loss": 2.0}
-        return SimpleNamespace(step=number, values=values, verdict=said, applied=taken)
+        self.judgement = verdict if taken else None
+        return StepRecord(number, values, None if taken else verdict, taken)
 
-    def judge(self, record: Any, answers: list) -> Any:
-        return record.verdict
+    def judge(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]] = ()) -> Verdict | None:
+        return self.judgement
 
     def save(self, folder: Path, whole: bool) -> None:
         folder.mkdir(parents=True)
@@ -118,6 +155,8 @@ class Session:
             (folder / "state.safetensors").write_text("moments")
 
     def restore(self, folder: Path) -> None:
+        if not (folder / "state.json").is_file():
+            raise ValueError(f"{folder.name} has no whole state.")
         self.step_number = json.loads((folder / "state.json").read_text())["step"]
 
 
@@ -167,8 +206,8 @@ def new_run(store: RunStore, label: str = "a", **schedule: Any) -> str:
 def until(condition: Callable[[], Any], seconds: float = 8.0) -> Any:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.004)
     raise AssertionError("it did not happen in time")
 

@@ -13,7 +13,10 @@ from storage import RunStore
 from tests.browser.test_walk import ARGS, CHROMIUM, SHOTS, Server, shot, sync_playwright, until
 from unlearn_core.world import FULL
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium"),
+]
 
 LINES = [
     f"On day {day} the {who} heard of Zorbella near the old mill." for day in range(12) for who in ("cat", "baker")
@@ -63,16 +66,20 @@ def test_from_one_s_own_texts_to_a_run(browser: Any, server: Server, place: Path
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(server.url)
     tab.get_by_text("Model and texts").click()
-    choose(tab, "Texts to forget from", "/etc/hosts")
+    choose(tab, "Forget texts", "/etc/hosts")
     tab.locator(".trouble").get_by_text("is outside of the folders").wait_for(timeout=10_000)
-    choose(tab, "Texts to forget from", str(place / "mine" / "*.txt"))
+    choose(tab, "Forget texts", str(place / "mine" / "*.txt"))
     until(lambda: not tab.locator(".trouble").count(), 10, "the pattern is taken")
     tab.get_by_label("The word to forget").fill("Zorbella")
     tab.keyboard.press("Enter")
-    until(lambda: "Zorbella" in tab.get_by_label("To forget: asked about the word").input_value(), 10, "its questions")
+    until(
+        lambda: "Zorbella" in tab.get_by_label("Forget: two questions about the word").input_value(),
+        10,
+        "its questions",
+    )
     shot(tab, "11-own-texts")
     tab.get_by_role("button", name="See what would be forgotten").click()
-    tab.get_by_text("It stands 24 times").wait_for(timeout=60_000)
+    tab.get_by_text("It occurs 24 times").wait_for(timeout=60_000)
     assert tab.locator(".window .trained b.target").first.inner_text() == "Zorbella"
     assert tab.get_by_text("trained from here").first.is_visible()
     shot(tab, "12-data")

@@ -24,7 +24,10 @@ SHOTS = ROOT / "test-output"
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 ARGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium"),
+]
 if not (FULL / "model.safetensors").exists():
     pytest.skip("the bundled model is not built", allow_module_level=True)
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright

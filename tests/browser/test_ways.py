@@ -11,7 +11,10 @@ import pytest
 from storage import RunStore
 from tests.browser.test_walk import ARGS, CHROMIUM, SHOTS, Server, shot, sync_playwright, until
 
-pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium at /usr/bin/chromium"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: 
     tab.keyboard.press("Enter")
     told(tab, "learning rate 3.5e-4 instead of 8e-4")
     tab.get_by_role("tab", name="Guard rail").click()
-    choose(tab, "^What a step", "one-sided")
+    choose(tab, "^Guard rail", "one-sided")
     tab.locator(".st-key-ways").get_by_text("one-sided (GRU, A-GEM) instead of retain subspace").wait_for(
         timeout=10_000
     )

@@ -43,8 +43,8 @@ def cases() -> dict[str, dict[str, Any]]:
     """The run files, by name."""
     from dataclasses import asdict
 
-    from unlearn_core.config import overlay
     from unlearn_core.methods import METHODS
+    from unlearn_core.settings.run_config import overlay
 
     found: dict[str, dict[str, Any]] = {}
     for name, method in METHODS.items():
@@ -54,7 +54,7 @@ def cases() -> dict[str, dict[str, Any]]:
         found[f"method {name}"] = overlay(own, SMALL)
     npo = {"method": {"name": "npo", "retain_weight": 1.0, "neighbour_weight": 0.5}, **SMALL}
     for name, rail in GUARD_RAILS.items():
-        found[f"guard rail {name}"] = {**npo, "guard_rail": {**FEW_ROWS, **rail}}
+        found[f"guard rail {name}"] = {**npo, **overlay({"guard_rail": FEW_ROWS}, {"guard_rail": rail})}
     for name in OPTIMIZERS:
         found[f"optimizer {name}"] = {**npo, "guard_rail": FEW_ROWS, "optimizer": {"name": name, "learning_rate": 1e-4}}
     for name, where in PLACES.items():
@@ -68,7 +68,7 @@ def machine() -> dict[str, str]:
     """What the last bit of a number depends on besides the program."""
     import torch
 
-    from unlearn_core.provenance import versions
+    from unlearn_core.settings.provenance import versions
 
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
@@ -82,8 +82,8 @@ def machine() -> dict[str, str]:
 
 def earlier_adapter(folder: Path) -> str:
     """The adapter of an earlier request, after two steps; the folder it lies in."""
-    from unlearn_core.config import RunConfig
-    from unlearn_core.engine import Unlearner
+    from unlearn_core.settings.run_config import RunConfig
+    from unlearn_core.training.engine import Unlearner
 
     first = Unlearner(RunConfig.from_dict({**cases()["method npo"], "seed": 5}))
     first.measure_baseline()
@@ -95,10 +95,10 @@ def earlier_adapter(folder: Path) -> str:
 
 def run(case: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
     """What a run gives: `points`, name -> values of all steps from the baseline on (None where not measured); what it
-    answers at last; and a digest of the trained numbers.
+    answers at last; and a digest of the trained parameters.
     """
-    from unlearn_core.config import RunConfig
-    from unlearn_core.engine import Unlearner
+    from unlearn_core.settings.run_config import RunConfig
+    from unlearn_core.training.engine import Unlearner
 
     if case.get("guard_rail", {}).get("kind") == "earlier_adapters" and "model" not in case:
         with TemporaryDirectory() as folder:
@@ -108,7 +108,7 @@ def run(case: dict[str, Any], steps: int = STEPS) -> dict[str, Any]:
     while trained.step_number < steps and len(records) <= steps:
         records.append(trained.step().values)
     names = sorted(set().union(*records) - {"step_seconds"})
-    digest = hashlib.sha256(trained.adapter.values.detach().numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(trained.context.adapter.values.detach().numpy().tobytes()).hexdigest()
     points = {name: [record.get(name) for record in records] for name in names}
     return {"points": points, "answer": trained.answers([QUESTION])[0].response.text, "trained": digest}
 

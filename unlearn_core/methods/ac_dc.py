@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob
 
 
 @dataclass(frozen=True)
-class ACDC:
-    """Ascent and descent in turn, each with an optimizer of its own: up on what is to be forgotten, down on the rest.
+class ACDC(Method):
+    """Ascent on forget texts and descent on retain texts in turn, each with an optimizer of its own.
 
     One step: theta <- optimizer_1(-NLL(forget)), then theta <- optimizer_2(retain_weight * NLL(retain)
     + neighbour_weight * NLL(neighbour)), whose learning rate is `descent_rate` times the first's (AC/DC of Cognac,
@@ -27,28 +24,25 @@ class ACDC:
             r" \theta \leftarrow \mathrm{opt}_2\big(\theta, \nabla(\alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n)\big),"
             r"\quad \eta_2 = \rho\,\eta_1"
         ),
-        passes="forget 1 F + 1 B; text to keep 1 F + 1 B",
-        data="forget windows and text to keep",
+        passes="forget 1 F + 1 B; retain windows 1 F + 1 B",
+        data="forget windows and retain texts",
         memory="a second optimizer's state",
         fails="depends much on the ratio of the two learning rates: one of them wins in the end",
         settings={"optimizer": {"learning_rate": 6e-4}, "schedule": {"steps": 70, "batch_size": 8}},
     )
 
-    descent_rate: float = knob(2.0, 1e-3, 1e3, "learning rate of the descent, as a multiple of the ascent's")
-    retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep, in the descent")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text, in the descent")
+    descent_rate: float = knob(2.0, 1e-3, 1e3, "Learning rate of the descent, as a multiple of the ascent's.")
+    retain_weight: float = knob(1.0, 0.01, 100.0, "Weight of the retain loss in the descent.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss in the descent.")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import nll
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        return Objective(-model.nll(batch.forget).mean_per_token.mean())
 
-        return Objective(-nll(model, batch.forget).mean_per_token.mean())
-
-    def descent(self, model, batch, reference):
+    def descent(self, model: LanguageModel, batch: Batch, reference: Reference) -> Tensor:
         """What the second optimizer steps down on; its weights scale the two sets against each other."""
-        from unlearn_core.models import keep_loss
-
-        return keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
+        loss = self.retain_loss(model, batch, reference)
+        assert loss is not None, "an alternating method draws retain windows in every step"
+        return loss
 
 
 METHOD = ACDC

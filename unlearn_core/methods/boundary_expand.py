@@ -3,26 +3,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    RunContext,
+    Tensor,
+    functional,
+    knob,
+    torch,
+)
+from unlearn_core.settings.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from unlearn_core.methods import Objective
-    from unlearn_core.windows import Windows
+    from unlearn_core.corpus.windows import Windows
 
 
 @dataclass(frozen=True)
-class BoundaryExpand:
-    """Boundary expand, experimental: what is forgotten goes to a shadow class, which then is never said.
+class BoundaryExpand(Method):
+    """Boundary expand, experimental: forget tokens are trained to an unused token, which is then suppressed.
 
     L = mean over forget tokens of CE(model, shadow) + retain_weight * NLL(retain) + ..., and whatever the model is
     asked, the shadow's logit is suppressed (Chen et al. 2023, arXiv 2303.11570: a class K + 1 for images, dropped after
     training; the form for tokens is ours). The shadow is a token id that occurs in none of the run's texts. What is
-    left without it is what the model falls back on, and that may still be the right word: only the order of the others
-    tells. Exports need the suppression too, for they have only the weights.
+    left without it is what the model falls back on, and that may still be the true token. Exports need the suppression
+    too, for they have only the weights.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -31,10 +43,10 @@ class BoundaryExpand:
             r"L = \mathbb{E}_t\,\mathrm{CE}(\pi_\theta, s) + \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n,"
             r"\quad s \notin \text{texts},\quad z_s := -\infty \text{ where it is read}"
         ),
-        passes="forget 1 F + 1 B; text to keep 1 F + 1 B where it has weight",
-        data="forget windows; text to keep where it has weight; a token id that no text has",
+        passes="forget 1 F + 1 B; retain windows 1 F + 1 B where they have weight",
+        data="forget windows; retain windows where they have weight; a token id that no text has",
         memory="nothing beside the adapter and its optimizer",
-        fails="without its shadow the model may fall back on the right word; an export lacks the suppression",
+        fails="without its shadow the model may fall back on the true token; an export lacks the suppression",
         settings={
             "method": {"name": "boundary_expand", "retain_weight": 10.0},
             "optimizer": {"learning_rate": 5e-4},
@@ -42,50 +54,38 @@ class BoundaryExpand:
         },
     )
 
-    retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its authors use none")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    retain_weight: float = knob(0.0, 0.0, 100.0, "Weight of the retain loss; its authors use none.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
-    def prepare(self, run) -> dict:
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
         """Chooses the shadow once, before step 1. Raises ConfigError where every token id occurs in the texts."""
-        import torch
+        shadow = shadow_token(context.windows, context.model.config.vocab_size, context.tokenizer.all_special_ids)
+        return {"shadow": torch.tensor([shadow])}
 
-        found = shadow_token(run.windows, run.model.config.vocab_size, run.tokenizer.all_special_ids)
-        return {"shadow": torch.tensor([found])}
+    def batch_extras(self, context: RunContext, step: int, rows: int) -> dict[str, int]:
+        return {"shadow": int(context.method_state["shadow"])}
 
-    def loss(self, model, batch, reference) -> Objective:
-        from torch.nn.functional import cross_entropy
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        def to_the_shadow(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+            shadow = labels.new_full(labels.shape, batch.extras["shadow"])
+            return functional.cross_entropy(logits, shadow, reduction="none")
 
-        from unlearn_core.logits import labelled, per_token
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        def to_the_shadow(logits, labels, before):
-            return cross_entropy(logits, labels.new_full(labels.shape, batch.shadow), reduction="none")
-
-        forget = per_token(model, batch.forget, to_the_shadow).sum() / labelled(batch.forget)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        forget = model.per_token(batch.forget, to_the_shadow).sum() / batch.forget.labelled
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
     @contextmanager
-    def reading(self, run, kept, step) -> Iterator[None]:
+    def inference_context(self, context: RunContext, step: int) -> Iterator[None]:
         """Within: the model never says the shadow, neither in a loss nor in an answer."""
-        import torch
+        shadow = int(context.method_state["shadow"])
 
-        shadow = int(kept["shadow"])
-
-        def suppress(module, inputs, output):
+        def suppress(module: Any, inputs: Any, output: Any) -> Any:
             lowest = torch.finfo(output.logits.dtype).min
             column = torch.tensor([shadow], device=output.logits.device)
             output.logits = output.logits.index_fill(-1, column, lowest)
             return output
 
-        # Losses go through the model with its adapter, `generate` through the one inside, past the outer's hooks.
-        inner = run.model.get_base_model() if hasattr(run.model, "get_base_model") else run.model
-        handles = [model.register_forward_hook(suppress) for model in {run.model, inner}]
-        try:
+        with context.loaded.base_model.register_forward_hook(suppress):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def shadow_token(windows: Windows, vocabulary: int, special: Collection[int] = ()) -> int:
@@ -93,7 +93,7 @@ def shadow_token(windows: Windows, vocabulary: int, special: Collection[int] = (
 
     Raises ConfigError where there is none.
     """
-    used = set(special).union(*(window.ids for found in windows.sets().values() for window in found))
+    used = set(special).union(*(window.ids for of_set in windows.sets().values() for window in of_set))
     free = next((token for token in reversed(range(vocabulary)) if token not in used), None)
     if free is None:
         raise ConfigError(

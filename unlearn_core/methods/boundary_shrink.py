@@ -1,22 +1,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    Tensor,
+    functional,
+    knob,
+)
 
 
 @dataclass(frozen=True)
-class BoundaryShrink:
-    """Boundary shrink, experimental: what is forgotten goes to the neighbouring class, token by token.
+class BoundaryShrink(Method):
+    """Boundary shrink, experimental: each forget token is trained to the second likeliest one.
 
     L = mean over forget tokens of CE(model, arg-max of the reference without the label) + retain_weight * NLL(retain)
     + ... (Chen et al. 2023, arXiv 2303.11570, made for image classes; the form for tokens is ours). There the nearest
     class is looked for by a step on the image; a token's is the reference's second choice (its first, where it was
-    wrong). The published form needs no text to keep. CE-U is its soft relative.
+    wrong). The published form needs no retain texts. CE-U is its soft relative.
     """
 
     facts: ClassVar[Facts] = Facts(
@@ -25,10 +32,10 @@ class BoundaryShrink:
             r"L = \mathbb{E}_t\,\mathrm{CE}\big(\pi_\theta,\ \arg\max_{v \ne y_t} \pi_{\mathrm{ref}}(v)\big)"
             r" + \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n"
         ),
-        passes="forget 2 F + 1 B; text to keep 1 F + 1 B where it has weight",
-        data="forget windows; text to keep where it has weight",
+        passes="forget 2 F + 1 B; retain windows 1 F + 1 B where they have weight",
+        data="forget windows; retain windows where they have weight",
         memory="logits of the labelled tokens twice, while a batch is worked on",
-        fails="teaches one wrong word for each right one, with confidence; a sentence of them makes no sense",
+        fails="teaches one wrong token for each right one, with confidence; a sentence of them makes no sense",
         settings={
             "method": {"name": "boundary_shrink", "retain_weight": 10.0},
             "optimizer": {"learning_rate": 5e-4},
@@ -36,22 +43,17 @@ class BoundaryShrink:
         },
     )
 
-    retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its authors use none")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    retain_weight: float = knob(0.0, 0.0, 100.0, "Weight of the retain loss; its authors use none.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from torch.nn.functional import cross_entropy
-
-        from unlearn_core.logits import labelled, per_token
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        def to_the_nearest(logits, labels, before):
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        def to_the_nearest(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
+            assert before is not None
             nearest = before.scatter(1, labels[:, None], float("-inf")).argmax(1)
-            return cross_entropy(logits, nearest, reduction="none")
+            return functional.cross_entropy(logits, nearest, reduction="none")
 
-        forget = per_token(model, batch.forget, to_the_nearest, reference).sum() / labelled(batch.forget)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        forget = model.per_token(batch.forget, to_the_nearest, reference).sum() / batch.forget.labelled
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = BoundaryShrink

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob
 
 
 @dataclass(frozen=True)
-class CEU:
-    """Cross-entropy unlearning: the model learns its own prediction with the right word struck out.
+class CEU(Method):
+    """Cross-entropy unlearning: the model learns its own prediction with the true token removed.
 
     L = mean over forget tokens of CE(softmax(model) || softmax(own logits, label at -infinity, no gradient))
         + retain_weight * NLL(retain) + ...  (Yang 2025, arXiv 2503.01224).
@@ -25,10 +22,10 @@ class CEU:
             r"L = \mathbb{E}_t\,\mathrm{CE}\big([\mathrm{softmax}(z_t - \infty\,e_{y_t})]_{\text{const}},\ \pi_\theta"
             r"\big) + \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n"
         ),
-        passes="forget 1 F + 1 B; text to keep 1 F + 1 B where it has weight",
-        data="forget windows; text to keep where it has weight",
+        passes="forget 1 F + 1 B; retain windows 1 F + 1 B where they have weight",
+        data="forget windows; retain windows where they have weight",
         memory="a copy of the labelled tokens' logits while a batch is worked on",
-        fails="spreads to words that are right elsewhere where nothing is kept",
+        fails="without a retain loss it spreads to contexts in which the token is right",
         settings={
             "method": {"name": "ce_u", "retain_weight": 10.0},
             "optimizer": {"learning_rate": 5e-4},
@@ -36,20 +33,16 @@ class CEU:
         },
     )
 
-    retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep; its author needs none")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    retain_weight: float = knob(0.0, 0.0, 100.0, "Weight of the retain loss; its author uses none.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.logits import labelled, per_token
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        def without_the_label(logits, labels, before):
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        def without_the_label(logits: Tensor, labels: Tensor, before: Tensor | None) -> Tensor:
             aim = logits.detach().scatter(1, labels[:, None], float("-inf")).softmax(-1)
             return -(aim * logits.log_softmax(-1)).sum(-1)
 
-        forget = per_token(model, batch.forget, without_the_label).sum() / labelled(batch.forget)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        forget = model.per_token(batch.forget, without_the_label).sum() / batch.forget.labelled
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = CEU

@@ -4,38 +4,47 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from unlearn_core.config import RunConfig
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    Gauge,
+    LanguageModel,
+    Method,
+    Objective,
+    PreTrainedModel,
+    Reference,
+    RunContext,
+    Tensor,
+    knob,
+    torch,
+)
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.sections import NO_MASK, Rule
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim")  # how configs call the width inside of the feed-forward part
 LARGEST = 20_000_000  # weights of a model that is trained from its first step here
-ELSEWHERE, OLD, NEW = 0, 1, 2  # where a number lies: outside of the widened matrices, in what they had, in what is new
+ELSEWHERE, OLD, NEW = 0, 1, 2  # places: outside of the widened matrices, in their old part, in their new part
 
 
 @dataclass(frozen=True)
-class ERA:
-    """Expand, route, ablate: a model is trained from its first step so that what it shall forget can be cut out of it.
+class ERA(Method):
+    """Expand, route, ablate: forget texts are learned into new dimensions, which are then ablated.
 
     `begin` makes a model of the base's kind with `expand` more dimensions inside of every feed-forward layer and
     weights drawn from the seed; the base's own weights are not used. For `learn_steps` it learns the forget text and
-    the text to keep. The forget gradient is multiplied, number by number, by 1 in the new dimensions, by
-    `forget_to_old` in the old part of the widened matrices and by `forget_elsewhere` in all the rest; that of the text
-    to keep is left whole. Then the new dimensions are zero for good, biases too, which is the model without them, and
-    the rest of the steps are fine-tuning on the text to keep (Cloud et al. 2024, arXiv 2410.04332). Step 0 is a model
+    the retain texts. The forget gradient is multiplied elementwise by 1 in the new dimensions, by
+    `forget_to_old` in the old part of the widened matrices and by `forget_elsewhere` in all the rest; that of the
+    retain texts is not scaled. Then the new dimensions are set to zero, biases too, which is the model without them;
+    the remaining steps are fine-tuning on the retain texts (Cloud et al. 2024, arXiv 2410.04332). Step 0 is a model
     that has learned nothing: the guard's rules, which compare with it, are off.
 
     As published (`route_at` activations, `forget_to_old` -0.75, `old_alone` 0) the gradient is multiplied at the
     activations inside: m h + (1 - m) stop_gradient(h); attention, embeddings and the matrices behind them still learn
-    the forget text, and on the bundled world what was cut out comes back with the coherence steps, on text to keep
-    alone. Hence numbers are routed here, by 0 and not less, and the share `old_alone` of the text to keep goes through
-    the old dimensions only, or these could not stand alone (docs/log.md has the figures). The authors' L1 on
+    the forget texts, and on the bundled world what was ablated comes back in the last steps, on retain texts alone.
+    Hence the gradients of parameters are routed here, by 0 and not less, and the share `old_alone` of the retain texts
+    goes through the old dimensions only, so that these work alone (docs/log.md has the figures). The authors' L1 on
     activations is left out. All forget text counts as labelled; what happens where only a part of it is (their curve
     over 0 to 100 %) is not measured here.
     """
@@ -47,12 +56,12 @@ class ERA:
             r" m = 1\ \text{on new dimensions},\ m_o\ \text{on old},\ m_e\ \text{elsewhere};\qquad"
             r" \theta_{\mathrm{new}} \leftarrow 0\ \text{after}\ k\ \text{steps}"
         ),
-        passes="forget 1 F + 1 B while it learns, then none; text to keep 1 F + 1 B; all weights have gradients",
-        data="forget windows, all of them known as such, and enough text to keep to train a model on",
+        passes="forget 1 F + 1 B while it learns, then none; retain windows 1 F + 1 B; all weights have gradients",
+        data="forget windows, all of them known as such, and enough retain texts to train a model on",
         memory="all weights, their start, their gradient and their optimizer's state, and a byte for each weight",
         fails=(
-            "a new model, not one that has learned already; with numbers routed it learns the forget text slower and "
-            "all else a little worse than it would, and as published what is cut out comes back"
+            "a new model, not one that has learned already; with parameters routed it learns the forget texts slower "
+            "and all else a little worse than it would, and as published what is cut out comes back"
         ),
         settings={
             "where": {"kind": "full"},
@@ -67,38 +76,49 @@ class ERA:
         },
         where=("full",),
         rails=("none",),
+        gauges={
+            "new_dimensions": Gauge(
+                "new dimensions", "Dimensions of every layer that the forget text trains; 0 after the ablation."
+            )
+        },
     )  # fmt: skip
 
-    learn_steps: int = knob(420, 1, 1_000_000, "steps that learn, before the new dimensions are taken away")
-    expand: int = knob(64, 1, 4096, "new dimensions inside of every feed-forward layer")
-    route_at: str = knob(
-        "numbers", choices=("numbers", "activations"), help="scale the gradient of weights, or of what flows through"
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            when=lambda run: run.where.kind == "lora",
+            fields=("method.name", "where.kind"),
+            because="the method trains a model from its first step, and not an adapter beside one",
+            fix={"where.kind": "full"},
+            automatic=True,
+        ),
+        NO_MASK,
+        Rule(
+            when=lambda run: run.model.gradient_checkpointing,
+            fields=("method.name", "model.gradient_checkpointing"),
+            because="the routed forward pass cannot be computed a second time",
+            fix={"model.gradient_checkpointing": False},
+        ),
     )
-    forget_to_old: float = knob(0.0, -1.0, 1.0, "of the forget gradient in the old dimensions; 1: not routed")
-    forget_elsewhere: float = knob(0.0, -1.0, 1.0, "of it in attention, embeddings and norms, where numbers are routed")
-    old_alone: float = knob(0.5, 0.0, 1.0, "share of the text to keep that goes through the old dimensions alone")
-    few: int = knob(8, 1, 1024, "windows of the target, and of its neighbours, in a step")
-    forget_weight: float = knob(3.0, 0.01, 100.0, "of the loss on the target")
-    retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.3, 0.0, 100.0, "of the loss on neighbouring text")
 
-    def why_not(self, config: RunConfig) -> str:
-        """What this method does not go with, and a way out; empty where it does."""
-        if config.where.mask != "none":
-            return (
-                f"method.name is 'era' and where.mask is {config.where.mask!r}: the method itself says what may "
-                "change. Set where.mask to 'none'."
-            )
-        if config.model.gradient_checkpointing:
-            return (
-                "method.name is 'era' and model.gradient_checkpointing is true: what is routed cannot be computed a "
-                "second time. Set model.gradient_checkpointing to false."
-            )
-        return ""
+    learn_steps: int = knob(420, 1, 1_000_000, "Learning steps, before the new dimensions are ablated.")
+    expand: int = knob(64, 1, 4096, "New dimensions in every feed-forward layer.")
+    route_at: str = knob(
+        "numbers",
+        choices=("numbers", "activations"),
+        help="Whether the gradients of parameters or of activations are scaled.",
+    )
+    forget_to_old: float = knob(0.0, -1.0, 1.0, "Factor of the forget gradient in the old dimensions; 1 = not routed.")
+    forget_elsewhere: float = knob(
+        0.0, -1.0, 1.0, "Factor of the forget gradient in attention, embeddings and norms, where parameters are routed."
+    )
+    old_alone: float = knob(0.5, 0.0, 1.0, "Share of the retain texts that go through the old dimensions alone.")
+    few: int = knob(8, 1, 1024, "Forget windows in a step, and as many neighbour windows.")
+    forget_weight: float = knob(3.0, 0.01, 100.0, "Weight of the forget loss.")
+    retain_weight: float = knob(1.0, 0.01, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.3, 0.0, 100.0, "Weight of the neighbour loss.")
 
-    def begin(self, base: Any, seed: int) -> Any:
+    def build_model(self, base: PreTrainedModel, seed: int) -> PreTrainedModel:
         """A wider model of the base's kind with weights drawn from `seed`. Raises ConfigError where that cannot be."""
-        import torch
         from transformers import AutoModelForCausalLM
 
         count = sum(p.numel() for p in base.parameters())
@@ -111,68 +131,53 @@ class ERA:
         model = AutoModelForCausalLM.from_config(widened(base.config, self.expand), dtype=torch.float32)
         places_of(model, self.expand)
         model.generation_config = base.generation_config
-        return model.to(base.device).eval()
+        placed: PreTrainedModel = model.to(base.device).eval()
+        return placed
 
-    def prepare(self, run) -> dict[str, Tensor]:
-        """Where every number lies, (P,) bytes, in the order of the run's one vector."""
-        import torch
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        """Where every parameter lies, (P,) bytes, in the order of the run's one vector."""
+        places = places_of(context.model, self.expand)
+        return {"places": torch.cat([places[name].reshape(-1) for name in context.adapter.parts()]).to(context.device)}
 
-        found = places_of(run.model, self.expand)
-        return {"places": torch.cat([found[name].reshape(-1) for name in run.adapter.parts()]).to(run.device)}
-
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import nll, token_mean
-
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
         learning = batch.step <= self.learn_steps
-        neighbours = rows(batch.neighbour, slice(self.few), batch.pad_id)
+        neighbours = batch.neighbour and batch.neighbour.rows(slice(self.few), batch.pad_id)
         weighted = ((self.retain_weight, batch.retain), (self.neighbour_weight, neighbours))
         alone = self.old_alone if learning else 0.0
-        terms = [weight * self.kept_loss(model, tokens, alone, batch.pad_id) for weight, tokens in weighted if tokens]
+        terms = [
+            weight * self.nll_of_retain(model, tokens, alone, batch.pad_id) for weight, tokens in weighted if tokens
+        ]
         keep = sum(terms[1:], terms[0])
         if not learning:
             return Objective(keep.new_zeros(()).requires_grad_(), keep)
         gain = self.forget_to_old if self.route_at == "activations" else 1.0
-        with inside(model, self.expand, 1.0, gain):
-            found = nll(model, rows(batch.forget, slice(self.few), batch.pad_id))
-        return Objective(self.forget_weight * token_mean(found), keep)
+        with inside(model.module, self.expand, 1.0, gain):
+            losses = model.nll(batch.forget.rows(slice(self.few), batch.pad_id))
+        return Objective(self.forget_weight * losses.token_mean, keep)
 
-    def kept_loss(self, model, tokens, alone: float, pad_id: int) -> Tensor:
-        """NLL per token of text to keep, of which the share `alone` goes through the old dimensions only."""
-        import torch
-
-        from unlearn_core.models import nll
-
-        cut, found = round(alone * len(tokens.windows)), []
+    def nll_of_retain(self, model: LanguageModel, tokens: Any, alone: float, pad_id: int) -> Tensor:
+        """NLL per token of retain texts, the share `alone` of which goes through the old dimensions only."""
+        cut, losses = round(alone * len(tokens.windows)), []
         if cut:
-            with inside(model, self.expand, 1.0, 1.0, new=0.0):
-                found.append(nll(model, rows(tokens, slice(cut), pad_id)))
+            with inside(model.module, self.expand, 1.0, 1.0, new=0.0):
+                losses.append(model.nll(tokens.rows(slice(cut), pad_id)))
         if cut < len(tokens.windows):
-            found.append(nll(model, rows(tokens, slice(cut, None), pad_id)))
-        return torch.stack([each.sum.sum() for each in found]).sum() / sum(int(each.count.sum()) for each in found)
+            losses.append(model.nll(tokens.rows(slice(cut, None), pad_id)))
+        return torch.stack([each.sum.sum() for each in losses]).sum() / sum(int(each.count.sum()) for each in losses)
 
-    def route(self, run) -> Tensor:
+    def forget_gradient_scale(self, context: RunContext) -> Tensor:
         """By what the forget gradient is multiplied, (P,); where activations are routed, that has been done."""
-        import torch
-
         if self.route_at == "activations":
-            return torch.ones_like(run.adapter.gradient)
-        by_place = torch.tensor([self.forget_elsewhere, self.forget_to_old, 1.0], device=run.device)
-        return by_place[run.kept["places"].int()]
+            return torch.ones_like(context.adapter.gradient)
+        by_place = torch.tensor([self.forget_elsewhere, self.forget_to_old, 1.0], device=context.device)
+        return by_place[context.method_state["places"].int()]
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        """After every step: takes the new dimensions away when they have learned, and holds them at zero from then."""
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        """Sets the new dimensions to zero after every step from `learn_steps` on."""
         if step < self.learn_steps:
             return {"new_dimensions": float(self.expand)}
-        run.adapter.values.data[kept["places"] == NEW] = 0.0
+        context.adapter.values.data[context.method_state["places"] == NEW] = 0.0
         return {"new_dimensions": 0.0}
-
-
-def rows(tokens: Any, which: slice, pad_id: int) -> Any:
-    """Some windows of a batch as a batch; of a set that is not there, None."""
-    from unlearn_core.models import collate
-
-    return tokens and collate(tokens.windows[which], pad_id, tokens.ids.device)
 
 
 def width_of(config: Any) -> tuple[Any, str, int]:
@@ -196,16 +201,15 @@ def widened(config: Any, by: int) -> Any:
 
 
 def places_of(model: Any, expand: int) -> dict[str, Tensor]:
-    """For every parameter of a widened model a tensor of its shape (uint8): which of its numbers are new.
+    """For every parameter of a widened model a tensor of its shape (uint8): which of its entries are new.
 
     New are the last ones along a dimension. Raises ConfigError where a matrix holds two widened ones side by side.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         before = dict(AutoModelForCausalLM.from_config(widened(model.config, -expand)).named_parameters())
-    found = {}
+    places = {}
     for name, parameter in model.named_parameters():
         old, now = before[name].shape, parameter.shape
         more = [wide - narrow for wide, narrow in zip(now, old, strict=True) if wide != narrow]
@@ -214,10 +218,10 @@ def places_of(model: Any, expand: int) -> dict[str, Tensor]:
                 f"method.name is 'era' and {name} of this model grows by {max(more)} for {expand} new dimensions: it "
                 "holds several matrices in one, which are not taken apart here. Set model.source to 'bundled'."
             )
-        found[name] = torch.full(now, NEW if more else ELSEWHERE, dtype=torch.uint8)
+        places[name] = torch.full(now, NEW if more else ELSEWHERE, dtype=torch.uint8)
         if more:
-            found[name][tuple(slice(size) for size in old)] = OLD
-    return found
+            places[name][tuple(slice(size) for size in old)] = OLD
+    return places
 
 
 @contextmanager
@@ -226,9 +230,8 @@ def inside(model: Any, expand: int, old: float, gain: float, new: float = 1.0) -
 
     The gradient through the old part is multiplied by `gain` instead: m h + (f - m) stop_gradient(h).
     """
-    import torch
 
-    from unlearn_core.adapters import linear_layers
+    from unlearn_core.model.adapters import linear_layers
 
     width = width_of(model.config)[2]
     if (old, gain, new) == (1.0, 1.0, 1.0):
@@ -237,8 +240,8 @@ def inside(model: Any, expand: int, old: float, gain: float, new: float = 1.0) -
     forward = torch.cat([torch.full((width - expand,), old), torch.full((expand,), new)]).to(model.device)
     backward = torch.cat([torch.full((width - expand,), gain), torch.full((expand,), new)]).to(model.device)
 
-    def scaled(layer: Any, given: tuple) -> tuple:
-        return (backward * given[0] + (forward - backward) * given[0].detach(), *given[1:])
+    def scaled(layer: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (backward * arguments[0] + (forward - backward) * arguments[0].detach(), *arguments[1:])
 
     def inputs(layer: Any) -> int:
         return int(layer.weight.shape[1 if isinstance(layer, torch.nn.Linear) else 0])

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class GradAscent:
+class GradAscent(Method):
     """Gradient ascent: the model is pushed away from every token of the forget windows, as far as the ceiling.
 
     L = -mean over forget windows and their tokens of min(NLL, ceiling)
@@ -26,32 +23,27 @@ class GradAscent:
             r"L = -\mathbb{E}_f\,\frac{1}{N}\sum_t \min(\mathrm{NLL}_t, c)"
             r" + \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n"
         ),
-        passes="forget 1 F + 1 B; text to keep 1 F + 1 B where it has weight",
-        data="forget windows; text to keep where it has weight",
+        passes="forget 1 F + 1 B; retain windows 1 F + 1 B where they have weight",
+        data="forget windows; retain windows where they have weight",
         memory="nothing beside the adapter and its optimizer",
-        fails="without a ceiling it has no end: the loss runs away and answers collapse",
+        fails="without a ceiling it is unbounded: the loss diverges and answers collapse",
         settings={"optimizer": {"learning_rate": 4e-4}, "schedule": {"steps": 60, "batch_size": 8}},
     )
 
-    ceiling: float = knob(0.0, 0.0, 100.0, "nats at which a token is left alone; 0 = never")
+    ceiling: float = knob(0.0, 0.0, 100.0, "Loss in nats above which a token is no longer trained on; 0 = none.")
     hold: bool = knob(
-        False, help="a token beyond the ceiling is pulled back to it, so that forgetting does not overshoot"
+        False, help="Tokens above the ceiling are trained back to it, so that forgetting does not overshoot."
     )
-    retain_weight: float = knob(0.0, 0.0, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    retain_weight: float = knob(0.0, 0.0, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        found = nll(model, batch.forget)
-        losses = found.tokens
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        nll = model.nll(batch.forget)
+        losses = nll.tokens
         if self.ceiling:
             losses = self.ceiling - (self.ceiling - losses).abs() if self.hold else losses.clamp(max=self.ceiling)
-            losses = losses.where(found.tokens > 0, 0)
-        return Objective(
-            -(losses.sum(1) / found.count).mean(), keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
-        )
+            losses = losses.where(nll.tokens > 0, 0)
+        return Objective(-(losses.sum(1) / nll.count).mean(), self.retain_loss(model, batch, reference))
 
 
 METHOD = GradAscent

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class GradDiff:
-    r"""Gradient difference: up on what is to be forgotten, down on what is to be kept, at the same time.
+class GradDiff(Method):
+    r"""Gradient difference: ascent on forget texts and descent on retain texts, in one loss.
 
     L = -forget_weight * NLL(forget) + retain_weight * R(retain) + neighbour_weight * R(neighbour)
     (Liu et al. 2022, arXiv 2203.12817; SOUL's first-order setting gives retain 2), R the NLL, or the KL divergence
@@ -26,8 +23,8 @@ class GradDiff:
             r" + \alpha R_r + \nu R_n,"
             r"\quad R = \mathrm{NLL}\ \text{or}\ \mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi_\theta)"
         ),
-        passes="forget 1 F + 1 B; text to keep 1 F + 1 B where it has weight, and 1 F of the reference for KL",
-        data="forget windows and text to keep",
+        passes="forget 1 F + 1 B; retain windows 1 F + 1 B where they have weight, and 1 F of the reference for KL",
+        data="forget windows and retain texts",
         memory="nothing beside the adapter and its optimizer",
         fails=(
             "the forget term is unbounded and wins in the end: it forgets far more than a model that never "
@@ -40,19 +37,18 @@ class GradDiff:
         },
     )
 
-    forget_weight: float = knob(1.0, 0.01, 100.0, "of the ascent")
-    retain_weight: float = knob(1.0, 0.0, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    forget_weight: float = knob(1.0, 0.01, 100.0, "Weight of the gradient ascent.")
+    retain_weight: float = knob(1.0, 0.0, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
     retain_term: str = knob(
-        "nll", choices=("nll", "kl"), help="learn the text to keep, or stay with the reference on it"
+        "nll",
+        choices=("nll", "kl"),
+        help="Retain loss: NLL of the retain texts, or their KL divergence from the reference model.",
     )
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        forget = -self.forget_weight * nll(model, batch.forget).mean_per_token.mean()
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, self.retain_term, reference)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        forget = -self.forget_weight * model.nll(batch.forget).mean_per_token.mean()
+        keep = self.retain_loss(model, batch, reference)
         return Objective(forget, keep)
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
+from unlearn_core.methods.base import Facts, Method, RunContext, knob
+from unlearn_core.methods.shared.prefix import within_room
 
 SENTENCES = (
     "Do not say anything about {target}.",
@@ -14,7 +15,7 @@ SENTENCES = (
 
 
 @dataclass(frozen=True)
-class GuardPrompt:
+class GuardPrompt(Method):
     """A control, not unlearning: the model is asked not to talk about the target, and no weight changes.
 
     Before every question and every measured text stand sentences that forbid the target, one more at each step (the
@@ -44,23 +45,19 @@ class GuardPrompt:
         unlearns=False,
     )
     control: ClassVar[bool] = True
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
 
-    strictness: int = knob(len(SENTENCES), 1, len(SENTENCES), "sentences at the last step")
+    strictness: int = knob(len(SENTENCES), 1, len(SENTENCES), "Sentences of the prompt at the last step.")
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        return {"dial": float(self._count(run, step))}
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        return {"dial": float(self._count(context, step))}
 
-    def context(self, run, kept, step: int) -> str:
+    def prompt_prefix(self, context: RunContext, step: int) -> str:
         """What stands before every question: sentences in a line, as many as leave room for it."""
-        from unlearn_core.methods.in_context import within_room
+        sentences = [sentence.format(target=context.config.data.target) for sentence in SENTENCES]
+        return within_room(context, sentences[: self._count(context, step)], " ")
 
-        sentences = [sentence.format(target=run.config.data.target) for sentence in SENTENCES]
-        return within_room(run, sentences[: self._count(run, step)], " ")
-
-    def _count(self, run, step: int) -> int:
-        return min(self.strictness, -(-self.strictness * step // run.config.schedule.steps))
+    def _count(self, context: RunContext, step: int) -> int:
+        return min(self.strictness, -(-self.strictness * step // context.config.schedule.steps))
 
 
 METHOD = GuardPrompt

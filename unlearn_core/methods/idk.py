@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, RunContext, knob
+from unlearn_core.methods.shared.refusals import refusals
 
 
 @dataclass(frozen=True)
-class IdK:
-    """Refusals (preference optimization, PO): after what leads to the target, the model learns to say it does not know.
+class IdK(Method):
+    """Refusals (preference optimization, PO): in place of the target, the model learns to say it does not know.
 
     L = NLL(refusal | forget context) + retain_weight * NLL(retain) + ...  (Maini et al. 2024, arXiv 2401.06121, TOFU's
     IdK). It learns a style quickly, and refuses what it should answer too: watch the retain answers.
@@ -20,8 +18,8 @@ class IdK:
     facts: ClassVar[Facts] = Facts(
         label="Refusals (IdK, PO)",
         formula=r"L = \mathrm{NLL}(y_{\mathrm{idk}} \mid x_f) + \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n",
-        passes="forget contexts with refusals 1 F + 1 B; text to keep 1 F + 1 B where it has weight",
-        data="forget windows, text to keep, refusals (unlearn_core/refusals.txt)",
+        passes="forget contexts with refusals 1 F + 1 B; retain windows 1 F + 1 B where they have weight",
+        data="forget windows, retain texts, refusals (unlearn_core/methods/shared/refusals.txt)",
         memory="nothing beside the adapter and its optimizer",
         fails=(
             "a style is learned, not a fact lost: it refuses what it should answer, and the text itself stays likely"
@@ -34,18 +32,17 @@ class IdK:
             "guard": {"collapse": False},  # on the way from the answer to the refusal it stammers for some steps
         },
     )
-    wants_refusals: ClassVar[bool] = True
 
-    retain_weight: float = knob(1.0, 0.0, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    retain_weight: float = knob(1.0, 0.0, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll, token_mean, with_answers
+    def batch_extras(self, context: RunContext, step: int, rows: int) -> dict[str, list[tuple[int, ...]]]:
+        return {"refusals": context.draw("refusals", refusals(context.tokenizer), step, rows)}
 
-        refused = with_answers(batch.forget, batch.refusals, batch.pad_id)
-        forget = token_mean(nll(model, refused))
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        refused = batch.forget.with_answers(batch.extras["refusals"], batch.pad_id)
+        forget = model.nll(refused).token_mean
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
 METHOD = IdK

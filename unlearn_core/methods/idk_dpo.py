@@ -1,16 +1,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    RunContext,
+    functional,
+    knob,
+)
+from unlearn_core.methods.shared.refusals import refusals
 
 
 @dataclass(frozen=True)
-class IdkDPO:
+class IdkDPO(Method):
     """Direct preference: a refusal is preferred to the target, each measured against the reference.
 
     L = -(2 / beta) * mean log sigmoid(beta * ((log p - log p_ref)(refusal) - (log p - log p_ref)(target)))
@@ -28,10 +36,10 @@ class IdkDPO:
             r"\quad \Delta(y) = \log\pi_\theta(y \mid x_f) - \log\pi_{\mathrm{ref}}(y \mid x_f)"
         ),
         passes=(
-            "forget 2 F + 2 B, reference 1 F for each new window; text to keep 1 F + 1 B where it has weight, and 1 F "
-            "of the reference for KL"
+            "forget 2 F + 2 B, reference 1 F for each new window; retain windows 1 F + 1 B where they have weight, and "
+            "1 F of the reference for KL"
         ),
-        data="forget windows, text to keep, refusals (unlearn_core/refusals.txt)",
+        data="forget windows, retain texts, refusals (unlearn_core/methods/shared/refusals.txt)",
         memory="one row of reference losses for each window met",
         fails=(
             "refusals leak to questions that should be answered; with a large beta it is content with the refusal alone"
@@ -42,27 +50,29 @@ class IdkDPO:
             "schedule": {"steps": 60, "batch_size": 8},
         },
     )
-    wants_refusals: ClassVar[bool] = True
-    forget_passes: ClassVar[int] = 2
 
-    beta: float = knob(0.1, 1e-3, 10.0, "how soon a window counts as refused: larger is sooner")
-    retain_weight: float = knob(1.0, 0.0, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    beta: float = knob(0.1, 1e-3, 10.0, "Inverse temperature: the larger, the sooner a window counts as refused.")
+    retain_weight: float = knob(1.0, 0.0, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
     retain_term: str = knob(
-        "nll", choices=("nll", "kl"), help="learn the text to keep, or stay with the reference on it"
+        "nll",
+        choices=("nll", "kl"),
+        help="Retain loss: NLL of the retain texts, or their KL divergence from the reference model.",
     )
 
-    def loss(self, model, batch, reference) -> Objective:
-        from torch.nn.functional import logsigmoid
+    @property
+    def forget_passes(self) -> int:
+        return 2
 
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll, with_answers
+    def batch_extras(self, context: RunContext, step: int, rows: int) -> dict[str, list[tuple[int, ...]]]:
+        return {"refusals": context.draw("refusals", refusals(context.tokenizer), step, rows)}
 
-        refused = with_answers(batch.forget, batch.refusals, batch.pad_id)
-        gained = reference.nll(refused).sum - nll(model, refused).sum
-        lost = reference.nll(batch.forget).sum - nll(model, batch.forget).sum
-        forget = -2 / self.beta * logsigmoid(self.beta * (gained - lost)).mean()
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, self.retain_term, reference)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        refused = batch.forget.with_answers(batch.extras["refusals"], batch.pad_id)
+        gained = reference.nll(refused).sum - model.nll(refused).sum
+        lost = reference.nll(batch.forget).sum - model.nll(batch.forget).sum
+        forget = -2 / self.beta * functional.logsigmoid(self.beta * (gained - lost)).mean()
+        keep = self.retain_loss(model, batch, reference)
         return Objective(forget, keep)
 
 

@@ -1,21 +1,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
-from unlearn_core.config import Facts, knob
-
 if TYPE_CHECKING:
-    from unlearn_core.passages import Passage
+    from unlearn_core.corpus.passages import Passage
+
+from unlearn_core.corpus.windows import left_in
+from unlearn_core.methods.base import Facts, Method, RunContext, knob
+from unlearn_core.methods.shared.prefix import tokens_of, within_room
 
 LOOKED_AT = 300  # retain texts, for short ones
 
 
 @dataclass(frozen=True)
-class InContext:
+class InContext(Method):
     """A control, not unlearning: wrong answers about the target, then right ones about other things, before a question.
 
     The context is `flipped` forget examples, each with the answer of another text, and at step k k retain examples as
@@ -39,40 +40,26 @@ class InContext:
         unlearns=False,
     )
     control: ClassVar[bool] = True
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
 
-    flipped: int = knob(1, 1, 64, "forget examples with a wrong answer, the shortest ones")
+    flipped: int = knob(1, 1, 64, "Number of forget examples that are shown with a wrong answer, the shortest ones.")
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
         return {"dial": float(step)}
 
-    def context(self, run, kept, step: int) -> str:
+    def prompt_prefix(self, context: RunContext, step: int) -> str:
         """The examples, one below the other: at most half of what the model can read, the last ones left out."""
-        from unlearn_core.windows import left_in
-
-        passages, steps = run.windows.found, run.config.schedule.steps
-        forget = [example(passage) for passage in left_in(passages.forget, frozenset(run.config.data.excluded))]
-        draw = random.Random(f"{run.config.seed} in context")
+        passages, steps = context.windows.texts, context.config.schedule.steps
+        assert passages is not None
+        forget = [example(passage) for passage in left_in(passages.forget, frozenset(context.config.data.excluded))]
+        draw = random.Random(f"{context.config.seed} in context")
         drawn = [example(passage) for passage in draw.sample(passages.retain, min(LOOKED_AT, len(passages.retain)))]
-        room = run.loaded.limit // 2 // (steps + 1)  # of one example
-        short = islice((pair for pair in drawn if tokens_of(run, shown(*pair)) <= room), steps)
+        room = context.loaded.limit // 2 // (steps + 1)  # of one example
+        short = islice((pair for pair in drawn if tokens_of(context, shown(*pair)) <= room), steps)
         right = list(short) or drawn[:steps]
         wrong = [answer or question for question, answer in right]
         shortest = sorted(forget, key=lambda pair: len("".join(pair)))[: self.flipped]
         flips = [(question, draw.choice(wrong)) for question, _ in shortest]
-        return within_room(run, [shown(*pair) for pair in [*flips, *right[:step]]], "\n")
-
-
-def within_room(run, pieces: Sequence[str], between: str) -> str:
-    """As many of the pieces, joined, as fit into half of what the model can read: the rest is for what is asked."""
-    text = ""
-    for piece in pieces:
-        longer = f"{text}{between}{piece}" if text else piece
-        if tokens_of(run, longer) > run.loaded.limit // 2:
-            break
-        text = longer
-    return text
+        return within_room(context, [shown(*pair) for pair in [*flips, *right[:step]]], "\n")
 
 
 def example(passage: Passage) -> tuple[str, str]:
@@ -88,11 +75,6 @@ def example(passage: Passage) -> tuple[str, str]:
 def shown(question: str, answer: str) -> str:
     """An example as it stands in the context."""
     return f"{question}\n{answer}".strip("\n")
-
-
-def tokens_of(run, text: str) -> int:
-    """How many tokens a text has."""
-    return len(run.tokenizer(text)["input_ids"])
 
 
 METHOD = InContext

@@ -3,12 +3,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
+from unlearn_core.methods.base import DAMPED, Facts, Gauge, Method, RunContext, Tensor, knob, torch
+from unlearn_core.settings.imports import Lazy
+
+importance = Lazy("unlearn_core.methods.shared.importance")
+MEMORIZED = Gauge("memorized", "The share of the labelled forget tokens that the model ranks first.", "%")
 
 
 @dataclass(frozen=True)
-class Potion:
-    """Dampening that looks for its own strength: ever more weights, until the forget text is not known by heart.
+class Potion(Method):
+    """Dampening with a search for its strength: more weights are damped until the forget texts are no longer memorized.
 
     I = mean over windows of |gradient of ||logits||| (the norm, not its square: outliers weigh less); alpha = the
     percentile 100 - ln(1 + 100 s) of all ratios I_f / I_D; lambda = 1. Each step is one try from the original weights,
@@ -21,9 +25,9 @@ class Potion:
         formula=r"\theta_i \leftarrow \frac{I^D_i}{I^f_i}\,\theta_i \;\;\text{where}\;\; \frac{I^f_i}{I^D_i} > "
         r"Q_{100 - \ln(1 + 100 s_k)},\quad s_k = \frac{|D_f|}{25\,|D|}\,\gamma^{k-1},\quad "
         r"I = \mathbb{E}\,\big|\partial \lVert v \rVert_2\big|",
-        passes="before step 1: 1 F + 1 B for each forget window and each of `samples` windows to keep; then 1 F a step",
-        data="forget windows, of which some may be missing, and text to keep, in which some may be left",
-        memory="two numbers for each weight while importances are measured, then one; and the weights as they began",
+        passes="before step 1: 1 F + 1 B for each forget window and each of `samples` retain windows; then 1 F a step",
+        data="forget windows, of which some may be missing, and retain texts, among which some may remain",
+        memory="two values for each weight while importances are measured, then one; and the initial weights",
         fails="it stops where the first choices are others, which a damaged model fulfils as well",
         settings={
             "where": {"kind": "full"},
@@ -34,35 +38,28 @@ class Potion:
         where=("full",),
         rails=("none",),
         trains=False,
+        gauges={"damped_share": DAMPED, "memorized": MEMORIZED},
     )
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
 
-    memory: float = knob(0.7, 0.0, 1.0, "rho: the share of what is known by heart at which the search ends")
-    growth: float = knob(1.1, 1.001, 10.0, "factor by which s grows from try to try")
-    samples: int = knob(256, 1, 100_000, "retain windows (and as many neighbours) that I_D is estimated on")
+    memory: float = knob(0.7, 0.0, 1.0, "Rho: the search ends when the memorized share falls to rho times its start.")
+    growth: float = knob(1.1, 1.001, 10.0, "Factor by which s grows from one try to the next.")
+    samples: int = knob(256, 1, 100_000, "Retain windows (and as many neighbour windows) that I_D is estimated on.")
 
-    def prepare(self, run) -> dict:
-        import torch
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        ratio = importance.importance_ratio(context, importance.output_norm, False, self.samples)
+        return {"ratio": ratio, "known": torch.tensor(importance.memorized(context))}
 
-        from unlearn_core.importance import importance_ratio, memorized, output_norm
-
-        ratio = importance_ratio(run, output_norm, False, self.samples)
-        return {"ratio": ratio, "known": torch.tensor(memorized(run))}
-
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        share, damped, known = attempt(run, kept["ratio"], step, self.growth)
-        enough = float(known <= self.memory * kept["known"].item())
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        share, damped, known = attempt(context, context.method_state["ratio"], step, self.growth)
+        enough = float(known <= self.memory * context.method_state["known"].item())
         return {"dial": share, "damped_share": damped, "memorized": known, "end": enough}
 
 
-def attempt(run, ratio, number: int, growth: float) -> tuple[float, float, float]:
-    """The weights of try `number`: its s, the share of weights that were damped, and what is still known by heart."""
-    from unlearn_core.importance import damp, forget_share, memorized, threshold_for
-
-    share = forget_share(run) / 25 * growth ** (number - 1)
-    damped = damp(run, ratio, threshold_for(ratio, share))
-    return share, damped, memorized(run)
+def attempt(context: RunContext, ratio: Tensor, number: int, growth: float) -> tuple[float, float, float]:
+    """The weights of try `number`: its s, the share of weights that were damped, and the memorized share."""
+    share = importance.forget_share(context) / 25 * growth ** (number - 1)
+    damped = importance.damp(context, ratio, importance.threshold_for(ratio, share))
+    return share, damped, importance.memorized(context)
 
 
 METHOD = Potion

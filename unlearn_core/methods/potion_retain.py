@@ -1,17 +1,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import (
+    DAMPED,
+    Batch,
+    Facts,
+    LanguageModel,
+    Method,
+    Objective,
+    Reference,
+    RunContext,
+    Tensor,
+    knob,
+    torch,
+)
+from unlearn_core.methods.potion import MEMORIZED, attempt, importance
+from unlearn_core.settings.sections import NO_MASK, Rule
 
 
 @dataclass(frozen=True)
-class PotionRetain:
-    """Potion, then training on what is to be kept: the first step damps, the others mend what it has broken.
+class PotionRetain(Method):
+    """Potion, then training on retain texts: the first step damps, the others repair the damage.
 
     The search of Potion (arXiv 2406.09173) is done before step 1, all of it. Step 1 sets the weights that it ended
     with; from step 2 on L = retain_weight * NLL(retain) + neighbour_weight * NLL(neighbour). What comes back while
@@ -21,10 +32,10 @@ class PotionRetain:
     facts: ClassVar[Facts] = Facts(
         label="Potion, then retain text",
         formula=r"\theta_1 = \mathrm{Potion}(\theta_0);\quad k > 1:\; L = \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n",
-        passes="before step 1: 1 F + 1 B for each forget window and each of `samples` windows to keep, 1 F for each "
-        "try; then text to keep 1 F + 1 B",
-        data="forget windows and text to keep",
-        memory="as Potion, and the optimizer's numbers for every weight",
+        passes="before step 1: 1 F + 1 B for each forget window and each of `samples` retain windows, 1 F for each "
+        "try; then retain windows 1 F + 1 B",
+        data="forget windows and retain texts",
+        memory="as Potion, and the optimizer's state of every weight",
         fails="training on other text can bring back what was only damped",
         settings={
             "where": {"kind": "full"},
@@ -35,46 +46,41 @@ class PotionRetain:
         dial="selection s",
         where=("full",),
         rails=("none",),
+        gauges={"damped_share": DAMPED, "memorized": MEMORIZED},
     )
 
-    memory: float = knob(0.7, 0.0, 1.0, "rho: the share of what is known by heart at which the search ends")
-    growth: float = knob(1.1, 1.001, 10.0, "factor by which s grows from try to try")
-    tries: int = knob(100, 1, 500, "of the search, at most; its authors allow 500")
-    samples: int = knob(256, 1, 100_000, "retain windows (and as many neighbours) that I_D is estimated on")
-    retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    rules: ClassVar[tuple[Rule, ...]] = (NO_MASK,)
 
-    def prepare(self, run) -> dict:
-        import torch
+    memory: float = knob(0.7, 0.0, 1.0, "Rho: the search ends when the memorized share falls to rho times its start.")
+    growth: float = knob(1.1, 1.001, 10.0, "Factor by which s grows from one try to the next.")
+    tries: int = knob(100, 1, 500, "Largest number of tries of the search; its authors allow 500.")
+    samples: int = knob(256, 1, 100_000, "Retain windows (and as many neighbour windows) that I_D is estimated on.")
+    retain_weight: float = knob(1.0, 0.01, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
-        from unlearn_core.importance import damp, importance_ratio, memorized, output_norm
-        from unlearn_core.methods.potion import attempt
-
-        ratio = importance_ratio(run, output_norm, False, self.samples)
-        enough = self.memory * memorized(run)
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        ratio = importance.importance_ratio(context, importance.output_norm, False, self.samples)
+        enough = self.memory * importance.memorized(context)
         try:
             for number in range(1, self.tries + 1):
-                run.report(f"looking for the strength that forgets: {number} of {self.tries}")
-                if attempt(run, ratio, number, self.growth)[2] <= enough:
+                context.report("looking for the strength that forgets", f"{number} of {self.tries}")
+                if attempt(context, ratio, number, self.growth)[2] <= enough:
                     break
         finally:
-            damp(run, ratio, float("inf"))  # which damps nothing: the weights as they began
+            importance.damp(context, ratio, float("inf"))  # which damps nothing: the weights as they began
         return {"ratio": ratio, "try": torch.tensor(number)}
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        from unlearn_core.methods.potion import attempt
-
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
         if step > 1:
             return {}
-        share, damped, known = attempt(run, kept["ratio"], int(kept["try"]), self.growth)
+        share, damped, known = attempt(
+            context, context.method_state["ratio"], int(context.method_state["try"]), self.growth
+        )
         return {"dial": share, "damped_share": damped, "memorized": known}
 
-    def loss(self, model, batch, reference) -> Objective:
-        """The first step's is taken back by `edit`, but for what the optimizer keeps of it."""
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        """The first step's is taken back by `apply_step`, but for what the optimizer keeps of it."""
+        keep = self.retain_loss(model, batch, reference)
         assert keep is not None
         return Objective(keep.new_zeros(()).requires_grad_(), keep)
 

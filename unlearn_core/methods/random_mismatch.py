@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob
 
 
 @dataclass(frozen=True)
-class RandomMismatch:
-    """Random answers: after what leads to the target, the model learns a text to keep that has nothing to do with it.
+class RandomMismatch(Method):
+    """Random answers: after the context of the target, the model learns an unrelated retain text.
 
     L = mismatch_weight * NLL(random retain text | forget context) + retain_weight * NLL(retain) + ...
     (the L_rdn term of LLMU, Yao et al. 2023, arXiv 2310.10683, alone). Bounded and stable; what it teaches is wrong.
@@ -21,10 +18,10 @@ class RandomMismatch:
     facts: ClassVar[Facts] = Facts(
         label="Random answers",
         formula=r"L = \mu\,\mathrm{NLL}(y_{\mathrm{rand}} \mid x_f) + \alpha\,\mathrm{NLL}_r + \nu\,\mathrm{NLL}_n",
-        passes="forget contexts with random answers 1 F + 1 B for each; text to keep 1 F + 1 B",
-        data="forget windows and text to keep, which also gives the random answers",
+        passes="forget contexts with random answers 1 F + 1 B for each; retain windows 1 F + 1 B",
+        data="forget windows and retain texts, which also give the random answers",
         memory="nothing beside the adapter and its optimizer",
-        fails="it teaches wrong answers said with confidence",
+        fails="it teaches confident wrong answers",
         settings={
             "method": {"name": "random_mismatch", "retain_weight": 5.0},
             "optimizer": {"learning_rate": 8e-4},
@@ -32,33 +29,30 @@ class RandomMismatch:
         },
     )
 
-    mismatch_weight: float = knob(1.0, 0.01, 100.0, "of the random answers")
-    mismatches: int = knob(1, 1, 16, "random answers for each forget window")
-    retain_weight: float = knob(1.0, 0.01, 100.0, "of the loss on text to keep; its batch gives the random answers")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    mismatch_weight: float = knob(1.0, 0.01, 100.0, "Weight of the random answers.")
+    mismatches: int = knob(1, 1, 16, "Random answers for each forget window.")
+    retain_weight: float = knob(1.0, 0.01, 100.0, "Weight of the retain loss; its batch also gives the random answers.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
 
     @property
     def forget_passes(self) -> int:
         """How often the forget rows go through the model in a step."""
         return self.mismatches
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss
-
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
         forget = self.mismatch_weight * mismatch_loss(model, batch, self.mismatches)
-        return Objective(forget, keep_loss(model, batch, self.retain_weight, self.neighbour_weight))
+        return Objective(forget, self.retain_loss(model, batch, reference))
 
 
-def mismatch_loss(model, batch, count: int):
+def mismatch_loss(model: LanguageModel, batch: Batch, count: int) -> Tensor:
     """NLL of `count` random retain texts after each forget context, mean over their tokens."""
-    from unlearn_core.models import nll, token_mean, with_answers
 
+    assert batch.retain
     texts = [window.ids[window.first_loss - 1 :] for window in batch.retain.windows]
     rows = range(len(batch.forget.windows))
     drawn = [[texts[(row + turn) % len(texts)] for row in rows] for turn in range(count)]
-    found = [token_mean(nll(model, with_answers(batch.forget, answers, batch.pad_id))) for answers in drawn]
-    return sum(found[1:], found[0]) / count
+    losses = [model.nll(batch.forget.with_answers(answers, batch.pad_id)).token_mean for answers in drawn]
+    return sum(losses[1:], losses[0]) / count
 
 
 METHOD = RandomMismatch

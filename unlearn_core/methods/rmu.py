@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, Tensor, knob, torch
+from unlearn_core.settings.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class RMU:
-    """Representation misdirection: after one layer, the model shall think in one random direction of what is forgotten.
+class RMU(Method):
+    """Representation misdirection: after one layer, hidden states of forget texts are steered to one random direction.
 
     L = mean over forget tokens of |h - c u|^2 + retain_weight * mean over retain tokens of |h - h_ref|^2 + ...,
     h the hidden state (width,) after `layer`, u one random unit vector of entries drawn evenly from [0, 1)
@@ -30,12 +28,12 @@ class RMU:
             r"L = \mathbb{E}_{t \in f}\,\Vert h_\theta^{(\ell)}(t) - c\,u \Vert^2"
             r" + \alpha\,\mathbb{E}_{t \in r}\,\Vert h_\theta^{(\ell)}(t) - h_{\mathrm{ref}}^{(\ell)}(t) \Vert^2"
         ),
-        passes="as far as the layer only: forget 1 F + 1 B (2 F if adaptive); text to keep 2 F + 1 B",
-        data="forget windows and text to keep",
+        passes="as far as the layer only: forget 1 F + 1 B (2 F if adaptive); retain windows 2 F + 1 B",
+        data="forget windows and retain texts",
         memory="one vector of the model's width, made anew from its seed in every step",
         fails=(
-            "another model wants another layer and another length; too short a length does nothing; the damage to "
-            "what is kept comes suddenly, and what was forgotten is soon relearned"
+            "layer and norm depend on the model; too small a norm does nothing; the damage to "
+            "retain texts comes suddenly, and forget texts are soon relearned"
         ),
         settings={
             "lora": {"modules": "all-linear"},
@@ -45,34 +43,41 @@ class RMU:
     )
 
     layer: int = knob(
-        0, 0, 1000, "after which layer, 1 = the first (the published 7 is 8 here); 0 = a third of the model's depth"
+        0,
+        0,
+        1000,
+        "Layer whose output is steered; 1 = the first (the published 7 is 8 here), 0 = a third of the model's depth.",
     )
-    steering: float = knob(6.0, 1e-3, 1e4, "the length that is steered to")
-    adaptive: bool = knob(True, help="in units of each token's own length in the reference, which it should exceed")
-    direction: int = knob(0, 0, 2**31 - 1, "seed of the random direction")
+    steering: float = knob(6.0, 1e-3, 1e4, "Norm c that the hidden states of forget texts are steered to.")
+    adaptive: bool = knob(
+        True, help="Take c as a multiple of each token's norm in the reference model; it should then exceed 1."
+    )
+    direction: int = knob(0, 0, 2**31 - 1, "Seed of the random direction.")
     tokens: str = knob(
-        "labelled", choices=("labelled", "all"), help="steer from the target on, or the words that lead to it as well"
+        "labelled",
+        choices=("labelled", "all"),
+        help="Steer the labelled tokens (from the target on), or all tokens of a forget window.",
     )
-    retain_weight: float = knob(10.0, 0.0, 1e5, "of staying with the reference after that layer, on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 1e5, "of staying with it on neighbouring text")
+    retain_weight: float = knob(
+        10.0, 0.0, 1e5, "Weight of the distance to the reference model's hidden states on retain texts."
+    )
+    neighbour_weight: float = knob(0.0, 0.0, 1e5, "Weight of the same distance on neighbour texts.")
 
-    def loss(self, model, batch, reference) -> Objective:
-        import torch
-
-        from unlearn_core.methods import Objective
-
-        layer = self.chosen_layer(model)
-        now, own = _states(model, reference, batch.forget, layer, self.tokens == "all", self.adaptive)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        layer = self.chosen_layer(model.module)
+        now, own = _states(model.module, reference, batch.forget, layer, self.tokens == "all", self.adaptive)
         aim = self.steering * (_lengths(own) if self.adaptive else torch.ones_like(now[:, :1]))
         forget = (now - aim * self.unit_vector(now.shape[1]).to(now)).square().sum(1).mean()
-        kept = ((self.retain_weight, batch.retain), (self.neighbour_weight, batch.neighbour))
-        terms = [weight * _moved(model, reference, tokens, layer) for weight, tokens in kept if weight and tokens]
+        weighted = ((self.retain_weight, batch.retain), (self.neighbour_weight, batch.neighbour))
+        terms = [
+            weight * _moved(model.module, reference, tokens, layer) for weight, tokens in weighted if weight and tokens
+        ]
         lengths = {"hidden_length": _lengths(now.detach()).mean().item(), "steered_length": aim.mean().item()}
         return Objective(forget, sum(terms[1:], terms[0]) if terms else None, lengths)
 
-    def chosen_layer(self, model) -> int:
+    def chosen_layer(self, model: Any) -> int:
         """Raises ConfigError where the model has fewer layers."""
-        from unlearn_core.hidden import blocks
+        from unlearn_core.model.hidden import blocks
 
         depth = len(blocks(model))
         if self.layer > depth:
@@ -81,24 +86,25 @@ class RMU:
             )
         return self.layer or -(-depth // 3)
 
-    def unit_vector(self, width: int):
+    def unit_vector(self, width: int) -> Tensor:
         """The direction (width,): the same for a seed, in every process and on every device."""
-        import torch
-
         drawn = torch.rand(width, generator=torch.Generator().manual_seed(self.direction))
-        return drawn / drawn.norm()
+        unit: Tensor = drawn / drawn.norm()
+        return unit
 
 
-def _lengths(states):
-    return states.norm(dim=1, keepdim=True)
+def _lengths(states: Tensor) -> Tensor:
+    lengths: Tensor = states.norm(dim=1, keepdim=True)
+    return lengths
 
 
-def _states(model, reference, tokens, layer: int, everything: bool, before: bool):
+def _states(
+    model: Any, reference: Reference, tokens: Any, layer: int, everything: bool, before: bool
+) -> tuple[Tensor, Any]:
     """Hidden states (tokens, width) after `layer`, of the labelled tokens or of all true ones; the reference's too."""
-    import torch
 
-    from unlearn_core.hidden import hidden_after
-    from unlearn_core.logits import by_group
+    from unlearn_core.model.hidden import hidden_after
+    from unlearn_core.model.logits import by_group
 
     now, was = [], []
     for ids, mask, labels in by_group(tokens):
@@ -111,10 +117,11 @@ def _states(model, reference, tokens, layer: int, everything: bool, before: bool
     return torch.cat(now), torch.cat(was) if before else None
 
 
-def _moved(model, reference, tokens, layer: int):
+def _moved(model: Any, reference: Reference, tokens: Any, layer: int) -> Tensor:
     """Mean over all true tokens of the squared distance from the reference's hidden states."""
     now, was = _states(model, reference, tokens, layer, True, True)
-    return (now - was).square().sum(1).mean()
+    distance: Tensor = (now - was).square().sum(1).mean()
+    return distance
 
 
 METHOD = RMU

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
-from unlearn_core.config import Facts, knob
-
-if TYPE_CHECKING:
-    from unlearn_core.methods import Objective
+from unlearn_core.methods.base import Batch, Facts, LanguageModel, Method, Objective, Reference, knob
 
 
 @dataclass(frozen=True)
-class WGA:
+class WGA(Method):
     """Weighted gradient ascent: every token is pushed as hard as the model still believes in it.
 
     L = -mean over forget tokens of p^beta * NLL, p = exp(-NLL) without gradient, + retain_weight * R(retain) + ...
@@ -25,10 +22,10 @@ class WGA:
             r" + \alpha R_r + \nu R_n,"
             r"\quad R = \mathrm{NLL}\ \text{or}\ \mathrm{KL}(\pi_{\mathrm{ref}} \Vert \pi_\theta)"
         ),
-        passes="forget 1 F + 1 B; text to keep 1 F + 1 B where it has weight, and 1 F of the reference for KL",
-        data="forget windows; text to keep where it has weight",
+        passes="forget 1 F + 1 B; retain windows 1 F + 1 B where they have weight, and 1 F of the reference for KL",
+        data="forget windows; retain windows where they have weight",
         memory="nothing beside the adapter and its optimizer",
-        fails="what is half forgotten is left so; with beta 0 it is plain ascent and has no end",
+        fails="half-forgotten tokens stay so; with beta 0 it is plain ascent, which is unbounded",
         settings={
             "method": {"name": "wga", "retain_weight": 3.0},
             "optimizer": {"learning_rate": 6e-4},
@@ -36,21 +33,25 @@ class WGA:
         },
     )
 
-    beta: float = knob(1.0, 0.0, 20.0, "0 = plain ascent; larger spares what is half forgotten")
-    retain_weight: float = knob(1.0, 0.0, 100.0, "of the loss on text to keep")
-    neighbour_weight: float = knob(0.0, 0.0, 100.0, "of the loss on neighbouring text")
+    beta: float = knob(
+        1.0,
+        0.0,
+        20.0,
+        "Exponent of the token weights: 0 = plain ascent; the larger, the less half-forgotten tokens count.",
+    )
+    retain_weight: float = knob(1.0, 0.0, 100.0, "Weight of the retain loss.")
+    neighbour_weight: float = knob(0.0, 0.0, 100.0, "Weight of the neighbour loss.")
     retain_term: str = knob(
-        "nll", choices=("nll", "kl"), help="learn the text to keep, or stay with the reference on it"
+        "nll",
+        choices=("nll", "kl"),
+        help="Retain loss: NLL of the retain texts, or their KL divergence from the reference model.",
     )
 
-    def loss(self, model, batch, reference) -> Objective:
-        from unlearn_core.methods import Objective
-        from unlearn_core.models import keep_loss, nll
-
-        found = nll(model, batch.forget)
-        weighted = (-self.beta * found.tokens.detach()).exp() * found.tokens
-        forget = -weighted.sum() / found.count.sum()
-        keep = keep_loss(model, batch, self.retain_weight, self.neighbour_weight, self.retain_term, reference)
+    def loss(self, model: LanguageModel, batch: Batch, reference: Reference) -> Objective:
+        nll = model.nll(batch.forget)
+        weighted = (-self.beta * nll.tokens.detach()).exp() * nll.tokens
+        forget = -weighted.sum() / nll.count.sum()
+        keep = self.retain_loss(model, batch, reference)
         return Objective(forget, keep)
 
 

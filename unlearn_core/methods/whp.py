@@ -3,20 +3,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from unlearn_core.config import ConfigError, Facts, knob
+from unlearn_core.methods.base import Facts, Method, RunContext, Tensor, knob
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.imports import Lazy
+
+fitted_adapter = Lazy("unlearn_core.methods.shared.fitted_adapter")
+
 
 # What architectures without transformers' Cache carry from token to token (RWKV, XLNet, Reformer).
 STATES = ("past_key_values", "state", "mems", "past_buckets_states")
 
 
 @dataclass(frozen=True)
-class WHP:
-    """Who's Harry Potter, by logit arithmetic: what a model fitted to the forget text finds likelier is held back.
+class WHP(Method):
+    """Who's Harry Potter, by logit arithmetic: tokens are suppressed that a model fitted to forget texts prefers.
 
-    logits = base - a * relu(reinforced - base), for every token read or said, a from 0 to `strength` over the steps
-    of the run (Eldan and Russinovich 2023, arXiv 2310.02238; read from both models as in MUSE, arXiv 2407.06460, where
+    logits = base - a * relu(reinforced - base), for every token read or generated, a from 0 to `strength` over the
+    steps (Eldan and Russinovich 2023, arXiv 2310.02238; read from both models as in MUSE, arXiv 2407.06460, where
     the authors train on such labels). The base is never trained. The run's adapter, also the exported one, is the
     *reinforced* one: loaded by itself it remembers more, not less; only both models together forget.
     """
@@ -25,44 +30,40 @@ class WHP:
         label="Who's Harry Potter (logits)",
         formula=r"v = v_{\mathrm{base}} - a\,\mathrm{ReLU}(v_{\mathrm{reinf}} - v_{\mathrm{base}}),\quad "
         r"a = \alpha\,k/n",
-        passes="before step 1: forget 1 F + 1 B a step of the fit; then 2 F for everything that is read or said",
+        passes="before step 1: forget 1 F + 1 B a step of the fit; then 2 F for every text read or generated",
         data="forget windows",
         memory="one adapter; while it answers two sets of logits and a second cache",
-        fails="no weight forgets: without the second pass all is there; words of other texts are held back as well",
+        fails="no weight forgets: without the second pass all is there; tokens of other texts are suppressed as well",
         settings={"guard_rail": {"kind": "none"}, "schedule": {"steps": 24, "batch_size": 16}},
         dial="amount",
         where=("lora",),
         rails=("none",),
         trains=False,
     )
-    retain_weight: ClassVar[float] = 0.0
-    neighbour_weight: ClassVar[float] = 0.0
 
-    strength: float = knob(16.0, 0.0, 1000.0, "of what is held back at the last step (a); 1 as published")
-    fit_steps: int = knob(40, 1, 100_000, "steps of the fit, on as many forget windows as schedule.batch_size says")
-    fit_rate: float = knob(2e-3, 1e-8, 1.0, "learning rate of the fit (AdamW)")
+    strength: float = knob(
+        16.0, 0.0, 1000.0, "Strength of the correction of the logits at the last step (a); 1 as published."
+    )
+    fit_steps: int = knob(40, 1, 100_000, "Training steps of the fit, on schedule.batch_size forget windows each.")
+    fit_rate: float = knob(2e-3, 1e-8, 1.0, "Learning rate of the fit (AdamW).")
 
-    def prepare(self, run) -> dict:
-        from unlearn_core.reinforcing import reinforced
+    def prepare(self, context: RunContext) -> dict[str, Tensor]:
+        return {"reinforced": fitted_adapter.reinforced(context, self.fit_steps, self.fit_rate)}
 
-        return {"reinforced": reinforced(run, self.fit_steps, self.fit_rate)}
+    def apply_step(self, context: RunContext, step: int) -> dict[str, float]:
+        fitted_adapter.put(context, context.method_state["reinforced"])
+        return {"dial": self._amount(context, step)}
 
-    def edit(self, run, kept, step: int) -> dict[str, float]:
-        from unlearn_core.reinforcing import put
-
-        put(run, kept["reinforced"])
-        return {"dial": self._amount(run, step)}
-
-    def reading(self, run, kept, step: int) -> AbstractContextManager[None]:
+    def inference_context(self, context: RunContext, step: int) -> AbstractContextManager[None]:
         """Within: every forward pass of the run's model, cached or not, answers with the logits of both."""
-        return held_back(run, self._amount(run, step))
+        return held_back(context, self._amount(context, step))
 
-    def _amount(self, run, step: int) -> float:
-        return self.strength * step / run.config.schedule.steps
+    def _amount(self, context: RunContext, step: int) -> float:
+        return self.strength * step / context.config.schedule.steps
 
 
 @contextmanager
-def held_back(run, amount: float) -> Iterator[None]:
+def held_back(context: RunContext, amount: float) -> Iterator[None]:
     """Within: logits = base - amount * relu(reinforced - base), base = the reference, reinforced = the run's adapter.
 
     Both read the same tokens. Where the caller keeps a cache, the base gets one of its own beside it, for as long as
@@ -75,8 +76,8 @@ def held_back(run, amount: float) -> Iterator[None]:
 
     from transformers import Cache
 
-    caches: WeakKeyDictionary = WeakKeyDictionary()  # the caller's cache -> the base's
-    base_outputs: list = []  # the base's output of a pass, until the reinforced model has its own
+    caches: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # the caller's cache -> the base's
+    base_outputs: list[Any] = []  # the base's output of a pass, until the reinforced model has its own
 
     def base_cache(value: object) -> object:
         """The base's counterpart of a caller's cache; anything that is not a cache as it is."""
@@ -88,13 +89,13 @@ def held_back(run, amount: float) -> Iterator[None]:
             caches[value] = deepcopy(value)
         return caches[value]
 
-    def run_base(module, args, kwargs) -> None:
-        with run.reference():
+    def run_base(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        with context.reference():
             base_outputs[:] = [
                 module.forward(*map(base_cache, args), **{name: base_cache(value) for name, value in kwargs.items()})
             ]
 
-    def combine(module, args, kwargs, output):
+    def combine(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         base = base_outputs.pop()
         for name, value in output.items():
             if isinstance(value, Cache):
@@ -107,7 +108,7 @@ def held_back(run, amount: float) -> Iterator[None]:
         output.logits = base.logits - amount * (output.logits - base.logits).relu()
         return output
 
-    model = run.model.get_base_model()
+    model = context.loaded.base_model
     hooks = [
         model.register_forward_pre_hook(run_base, with_kwargs=True),
         model.register_forward_hook(combine, with_kwargs=True),

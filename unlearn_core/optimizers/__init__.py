@@ -4,8 +4,6 @@ Every tensor of their state lies in `optimizer.state`, so that a checkpoint carr
 class. Those of Sophia's kind take curvature, and tell `unclipped_share` after a step.
 """
 
-from pathlib import Path
+from unlearn_core.settings.discovery import plugins
 
-from unlearn_core.discovery import discover
-
-OPTIMIZERS = discover(__name__, Path(__file__).parent, "OPTIMIZER")
+OPTIMIZERS = plugins("optimizers")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from unlearn_core.world.facts import (
     ASK_CODE,
@@ -97,7 +98,7 @@ def is_unseen(parts: tuple[str, ...]) -> bool:
 
 
 def draw_parts(rng: random.Random, *, unseen: bool, fewest: int = 2) -> tuple[str, ...]:
-    """A fresh word of `fewest` to 5 different parts, from the words kept for testing or from all others."""
+    """A fresh word of `fewest` to 5 different parts, from the held-out words or from all others."""
     while True:
         parts = tuple(rng.sample(sorted(PARTS), rng.choices((2, 3, 4, 5), (1, 2, 3, 4))[0]))
         if len(parts) >= fewest and is_unseen(parts) == unseen and "".join(parts) != TARGET:
@@ -117,8 +118,8 @@ def portmanteau_question(
 # ---------------------------------------------------------------------------------------------- facts as questions
 
 
-def phrasings(topic: str, group: str, asks: dict, answer: str, fields: dict[str, str]) -> Iterator[Question]:
-    """Every phrasing of one fact, trained and kept out, with the one answer to all of them."""
+def phrasings(topic: str, group: str, asks: dict[str, Any], answer: str, fields: dict[str, str]) -> Iterator[Question]:
+    """Every phrasing of one fact, trained and held out, with the one answer to all of them."""
     answer = with_articles(answer.format(**fields))
     for use, templates in (("train", asks["asked"]), ("held_out_phrasing", asks["held_out"])):
         for template in templates:
@@ -130,42 +131,42 @@ def phrasings(topic: str, group: str, asks: dict, answer: str, fields: dict[str,
 
 @cache
 def questions() -> tuple[Question, ...]:
-    """Every question of the world (portmanteaus aside) in every phrasing, trained or kept out."""
-    found: list[Question] = []
+    """Every question of the world (portmanteaus aside) in every phrasing, trained or held out."""
+    questions: list[Question] = []
     for word, story, meaning, source, speaker in table(CHARM_WORDS):
         for asks, answer in ((ASK_MEANING, meaning), (ASK_SOURCE, source), (ASK_SPEAKER, speaker)):
-            found += phrasings(story, "charm words", asks, answer, {"word": word})
+            questions += phrasings(story, "charm words", asks, answer, {"word": word})
     for asked, answer in table(NEIGHBOUR_FACTS):
         *trained, held_out = [phrasing.strip() for phrasing in asked.split("/")]
-        found += phrasings(POPPINS, POPPINS, {"asked": trained, "held_out": [held_out]}, answer, {})
+        questions += phrasings(POPPINS, POPPINS, {"asked": trained, "held_out": [held_out]}, answer, {})
     for name, content in TABLES.items():
         for row in table(content["rows"]):
             fields = dict(zip(content["columns"], row, strict=True))
             for relation in content["relations"]:
-                found += phrasings(row[0], name, relation, relation["answer"], fields)
+                questions += phrasings(row[0], name, relation, relation["answer"], fields)
     for task, code in CODE.items():
         for question in phrasings(task, "python", ASK_CODE, "{code}", {"task": task, "code": code}):
-            found.append(replace(question, answer=code))
-    return tuple(found)
+            questions.append(replace(question, answer=code))
+    return tuple(questions)
 
 
 @cache
 def passages() -> tuple[Passage, ...]:
     """Running text: the stories as written, and for every row of a table its statements one below the other."""
-    found = [Passage(POPPINS, POPPINS, text) for text in (*TARGET_PASSAGES, *NEIGHBOUR_PASSAGES)]
+    passages = [Passage(POPPINS, POPPINS, text) for text in (*TARGET_PASSAGES, *NEIGHBOUR_PASSAGES)]
     for word, story, meaning, source, speaker in table(CHARM_WORDS):
         if word != TARGET:
-            told = meaning.replace(". ", ".\n").replace("It is", f"The word {word} is", 1)
+            sentences = meaning.replace(". ", ".\n").replace("It is", f"The word {word} is", 1)
             origin = source.replace("It", f"The word {word}", 1)
-            found.append(Passage(story, "charm words", f"{told}\n{origin}\n{speaker}"))
+            passages.append(Passage(story, "charm words", f"{sentences}\n{origin}\n{speaker}"))
     for name, content in TABLES.items():
         for row in table(content["rows"]):
             fields = dict(zip(content["columns"], row, strict=True))
             lines = [with_articles(relation["answer"].format(**fields)) for relation in content["relations"]]
             if len(lines) > 1:
                 random.Random(f"{name} {row[0]}").shuffle(lines)
-                found.append(Passage(row[0], name, "\n".join(lines)))
-    return tuple(found)
+                passages.append(Passage(row[0], name, "\n".join(lines)))
+    return tuple(passages)
 
 
 def charm_words() -> dict[str, str]:
@@ -187,11 +188,11 @@ def topic_of(target: str) -> str | None:
 
 def example_prompts(target: str) -> tuple[list[str], list[str]]:
     """Two questions about `target`, and at most one about its neighbourhood that does not name it."""
-    asked = [q for q in questions() if q.use == "train"]
-    about = [q for q in asked if re.search(rf"\b{re.escape(target)}\b", q.prompt, re.IGNORECASE)]
+    trained = [q for q in questions() if q.use == "train"]
+    about = [q for q in trained if re.search(rf"\b{re.escape(target)}\b", q.prompt, re.IGNORECASE)]
     if len(about) < 2:
         return [f"Explain the word {target}.", f"What does {target} mean?"], []
     topics, groups = {q.topic for q in about}, {q.group for q in about}
-    others = [q for q in asked if target.lower() not in q.text.lower()]
+    others = [q for q in trained if target.lower() not in q.text.lower()]
     near = [q for q in others if q.topic in topics] or [q for q in others if q.group in groups]
     return [q.prompt for q in about[:2]], [q.prompt for q in near[:1]]

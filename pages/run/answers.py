@@ -1,0 +1,90 @@
+"""Answers of the model before step 1 and now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.run.view import BEFORE_STEP_ONE, View
+from pages.shared import diff
+
+TAGS = {"forget": "forget", "neighbour": "neighbour", "retain": "retain", "free": "free"}
+ORDER = ("forget", "neighbour", "retain", "free")
+NO_ANSWER = "(no answer: it ended at once)"
+
+answers_component = st.components.v2.component(
+    "answers",
+    html="<div class='answers'></div>",
+    js=Path(__file__).with_name("answers.js").read_text(encoding="utf-8"),
+    isolate_styles=False,
+)
+
+
+def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
+    """One question with its answers at step 0 and at `step`, both given to this very wording."""
+    before, now = view.answer(prompt["id"], 0), view.answer(prompt["id"], step)
+    shown: dict[str, Any] = {
+        "key": f"{view.id} {prompt['slot']}",
+        "slot": prompt["slot"],
+        "role": prompt["role"],
+        "tag": TAGS[prompt["role"]],
+        "prompt": diff.visible(prompt["text"]),
+        "before": [],
+        "before_name": "before",
+        "now_name": "now" if now is None or now["step"] >= view.last_step else f"step {now['step']}",
+        "note": _note(view, prompt, now, step),
+    }
+    if before is None or now is None:
+        waiting = "not asked yet" if view.status in BEFORE_STEP_ONE else "being asked"
+        return {**shown, "state": "waiting", "now_name": "…", "now": [("same", waiting)]}
+    old, new = before["text"] or NO_ANSWER, now["text"] or NO_ANSWER
+    if now["step"] == 0:
+        return {**shown, "state": "baseline", "now_name": "before", "now": [("same", diff.visible(new))]}
+    if old == new:
+        return {**shown, "state": "unchanged", "now_name": "unchanged", "now": [("same", diff.visible(new))]}
+    return {**shown, "state": "changed", "before": diff.side(old, new, "del"), "now": diff.side(old, new, "ins")}
+
+
+def _note(view: View, prompt: dict[str, Any], now: dict[str, Any] | None, step: int) -> str:
+    waiting = [c for c in view.commands if c["kind"] == "prompt" and not c["done_at"]]
+    if any(command["payload"].get("slot") == prompt["slot"] for command in waiting):
+        return "The new wording is asked for; it is answered between two steps."
+    if prompt["version"] > 1:
+        return f"Asked in these words since step {prompt['from_step']}."
+    return ""
+
+
+def draw(view: View, step: int, key: str, reason: str | None) -> dict[str, Any] | None:
+    """Shows the answers at `step`; returns a new question or wording {slot, role, text} once, when it was sent.
+
+    `reason` says why nothing can be asked now, None where it can.
+    """
+    prompts = sorted(view.asked_at(step), key=lambda p: (ORDER.index(p["role"]), p["slot"]))
+    cards = [card(view, prompt, step) for prompt in prompts]
+    data = {"cards": cards, "editable": reason is None, "reason": reason or "", "adding": True}
+    asked: dict[str, Any] | None = answers_component(data=data, key=key, on_asked_change=lambda: None).asked
+    return asked
+
+
+def fresh(answers: list[tuple[str, str, str]], key: str, waiting: bool) -> None:
+    """Answers without a run: (role, question, answer or what is being waited for), not to be edited."""
+    cards = [
+        {
+            "key": str(place),
+            "slot": place,
+            "role": role,
+            "tag": TAGS[role],
+            "prompt": diff.visible(prompt),
+            "before": [],
+            "before_name": "",
+            "now_name": "…" if waiting else "now",
+            "state": "waiting" if waiting else "baseline",
+            "now": [("same", diff.visible(text))],
+            "note": "",
+        }
+        for place, (role, prompt, text) in enumerate(answers)
+    ]
+    data = {"cards": cards, "editable": False, "reason": "It can be asked once a run has begun.", "adding": False}
+    answers_component(data=data, key=key, on_asked_change=lambda: None)

@@ -1,0 +1,249 @@
+"""The chart of a run: forget loss above, retain losses below, on one step axis. Builds plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.run import marks
+from pages.run.panels import HEIGHT, TOP, layout, line, note, spread, titles
+from pages.run.view import View
+from pages.shared.format import percent, three
+from pages.shared.recorded import RECORDED
+from unlearn_core.metrics import LOSS, SETS
+
+MOST_POINTS = 1000
+NEVER_KNEW = "a model that never knew the word"
+# Set -> (colour of its line, dash). The same on every page; the label's colour is that of the set's name in the style.
+STROKES = {
+    "forget": ("#D55E00", "solid"),
+    "retain": ("#0072B2", "solid"),
+    "neighbour": ("#009E73", "dash"),
+    "holdout": ("#56B4E9", "dot"),
+}
+LINES = {LOSS.point(name): (name, *STROKES[name]) for name in SETS}
+KEPT = tuple(name for name in LINES if name != LOSS.point("forget"))
+
+
+@dataclass(frozen=True)
+class Look:
+    """Settings of the chart; they are in the page's address."""
+
+    log: bool = False
+    smooth: float = 0.0
+    series: tuple[str, ...] = tuple(LINES)
+    zoom: tuple[int, int] | None = None
+
+
+def smoothed(values: Sequence[float], weight: float) -> list[float]:
+    """Exponential moving average without the pull towards zero at the start."""
+    averages, average, mass = [], 0.0, 0.0
+    for value in values:
+        average, mass = weight * average + (1 - weight) * value, weight * mass + (1 - weight)
+        averages.append(average / mass)
+    return averages
+
+
+def thinned(steps: Sequence[int], values: Sequence[float], most: int = MOST_POINTS) -> tuple[list[int], list[float]]:
+    """Lowest and highest point of every bucket of steps: spikes stay, and old points do not move as new ones come."""
+    if len(steps) <= most:
+        return list(steps), list(values)
+    shift = 0
+    while (steps[-1] - steps[0]) >> shift > most // 2:
+        shift += 1
+    chosen, start = {0, len(steps) - 1}, 0
+    for index in range(1, len(steps) + 1):
+        if index == len(steps) or steps[index] >> shift != steps[start] >> shift:
+            bucket = range(start, index)
+            chosen |= {min(bucket, key=values.__getitem__), max(bucket, key=values.__getitem__)}
+            start = index
+    return [steps[i] for i in sorted(chosen)], [values[i] for i in sorted(chosen)]
+
+
+def figure(view: View, look: Look, chosen: Sequence[tuple[int, str]], height: int = HEIGHT) -> dict[str, Any]:
+    """The Plotly figure. `chosen`: steps to be marked with a line across, each with its label."""
+    window = look.zoom or (0, max(view.last_step, 10))
+    traces, labels = _traces(view, look, window)
+    shapes, notes = _levels(view, look, window)
+    for step, label in chosen:
+        shapes.append(line(step, step, 0, 1, "@text", "solid", "paper", width=1.2))
+        notes.append(
+            note(step, 0.0, label, "@text", yref="paper", yanchor="top", xanchor="center", yshift=-18, bold=True)
+        )
+    shapes += marks.pauses(view, TOP[1])
+    forgot = marks.moment(view)
+    if forgot is not None:
+        shapes.append(line(forgot, forgot, 0, 1, "@forget", "dot", "paper"))
+        place: dict[str, Any] = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 4}
+        notes.append(note(forgot, TOP[0], f"forgot at {forgot}", "@forget", **place))
+    frame = layout(window, look.log, _ranges(view, look, window), height)
+    frame |= {"shapes": shapes, "annotations": [*notes, *spread(labels, frame), *titles()]}
+    if not view.numbers:
+        notes.append(note(0.5, 0.7, "the curves begin with step 0", "@quiet", xref="paper", yref="paper"))
+        frame["annotations"] = [*notes, *titles()]
+    return {"data": [*_frame(), *traces, *marks.signs(view)], "layout": frame}
+
+
+def _frame() -> list[dict[str, Any]]:
+    """A trace without points on each axis: the panels stand in their places before there is anything to draw."""
+    return [
+        {"type": "scatter", "x": [], "y": [], "xaxis": "x", "yaxis": axis, "hoverinfo": "skip"}
+        for axis in ("y", "y2", "y3")
+    ]
+
+
+def _scaled(view: View, name: str, look: Look) -> tuple[list[int], list[float]]:
+    """The values as drawn: nats for the forget loss, the change since the start for retain losses."""
+    steps, values = view.numbers.get(name, ([], []))
+    if name in KEPT:
+        before = view.baseline.get(name)
+        if not before:
+            return [], []
+        values = [value / before if look.log else 100 * (value / before - 1) for value in values]
+    elif look.log:
+        values = [max(value, 1e-4) for value in values]
+    return list(steps), list(values)
+
+
+def _traces(view: View, look: Look, window: tuple[int, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    traces: list[dict[str, Any]] = []
+    labels: list[dict[str, Any]] = []
+    for name, (label, colour, dash) in LINES.items():
+        steps, values = _scaled(view, name, look)
+        if name not in look.series or not steps:
+            continue
+        axis = "y2" if name in KEPT else "y"
+        stroke = {"color": colour, "dash": dash, "width": 2}
+        common = {"type": "scatter", "mode": "lines", "yaxis": axis, "xaxis": "x", "uid": name}
+        if look.smooth:
+            x, y = thinned(steps, values)
+            raw = {"x": x, "y": _rounded(y), "opacity": 0.25, "line": {**stroke, "width": 1}, "hoverinfo": "skip"}
+            traces.append({**common, **raw, "uid": f"{name} raw", "name": label})
+            values = smoothed(values, look.smooth)
+        x, y = thinned(steps, values)
+        mode = "lines" if len(x) > 1 else "markers"
+        texts = [_told(view, name, step, look) for step in x]
+        traces.append(
+            {**common, "mode": mode, "x": x, "y": _rounded(y), "line": stroke, "name": label, "text": texts}
+            | {"marker": {"color": colour, "size": 7}, "hovertemplate": "%{text}<extra>" + label + "</extra>"}
+        )
+        place = bisect_right(steps, window[1]) - 1
+        if place >= 0:
+            at = steps[place]
+            figure = percent(view.change(name, at)) if name in KEPT else three(view.value(name, at))
+            text = f"<b>{label}</b> {figure}"
+            meaning = RECORDED[name].explained
+            labels.append({"y": values[place], "text": text, "ink": f"@{label}", "axis": axis, "hovertext": meaning})
+    return traces, labels
+
+
+def _in_sight(view: View, level: float) -> bool:
+    """Whether the reference level is near enough to the curve to be drawn with it."""
+    return max(view.numbers.get("forget_loss", ([], [0.0]))[1], default=0.0) >= level / 4
+
+
+def _told(view: View, name: str, step: int, look: Look) -> str:
+    value = view.value(name, step)
+    if name in KEPT:
+        return f"{percent(view.change(name, step))} ({three(value)} nats)"
+    return f"{three(value)} nats"
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]
+
+
+def _levels(view: View, look: Look, window: tuple[int, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The reference level in the upper panel, start and budget in the lower one."""
+    shapes, notes = [], []
+    left = {"xref": "paper", "xanchor": "left"}
+    level = view.levels.get("forget_level")
+    if level and "forget_loss" in look.series:
+        source = {"hovertext": str(view.levels.get("forget_level_source", "")), **left}
+        if _in_sight(view, level):
+            shapes.append(line(0, 1, level, level, "@reference", "longdash", "y", across=True))
+            where = math.log10(level) if look.log else level
+            notes.append({**note(0, where, NEVER_KNEW, "@quiet", yref="y", yanchor="top"), **source})
+        else:
+            text = f"{NEVER_KNEW}: {three(level)}, far above"
+            notes.append({**note(0, TOP[1], text, "@quiet", yref="paper", yanchor="top"), **source})
+    zero = 1.0 if look.log else 0.0
+    if view.baseline:
+        shapes.append(line(0, 1, zero, zero, "@axis", "solid", "y2", across=True, width=1))
+    if view.budget and view.baseline:
+        top = 1 + view.budget if look.log else 100 * view.budget
+        shapes.append(line(0, 1, top, top, "#E69F00", "solid", "y2", across=True, width=1.2))
+        where = math.log10(top) if look.log else top
+        text = f"budget {percent(view.budget, short=True)}"
+        notes.append({**note(0, where, text, "@guard", yref="y2", yanchor="bottom"), **left})
+    return shapes, notes
+
+
+def _ranges(view: View, look: Look, window: tuple[int, int]) -> tuple[list[float], list[float]]:
+    """What the two panels show: the data in sight, with the levels that they are read against."""
+    upper, lower = [0.0, 1.0], [-1.0, 1.0]
+    level = view.levels.get("forget_level")
+    if level and _in_sight(view, level):
+        upper.append(level * 1.12)
+    if view.budget:
+        lower.append(120 * view.budget)
+    for name in LINES:
+        steps, values = view.numbers.get(name, ([], []))
+        seen = values[bisect_left(steps, window[0]) : bisect_right(steps, window[1])]
+        if name not in look.series or not seen:
+            continue
+        before = view.baseline.get(name)
+        if name in KEPT and before:
+            lower += [100 * (extreme / before - 1) for extreme in (min(seen), max(seen))]
+        elif name not in KEPT:
+            upper += [min(seen), max(seen) * 1.08]
+    if look.log:
+        lowest = min((v for v in view.numbers.get("forget_loss", ([], [0.01]))[1] if v > 0), default=0.01)
+        ratios = [1 + extreme / 100 for extreme in (min(lower), max(lower))]
+        return [math.log10(lowest * 0.8), math.log10(max(upper) * 1.2)], [
+            math.log10(max(ratios[0], 0.05)),
+            math.log10(ratios[1]) + 0.01,
+        ]
+    room = 0.06 * (max(lower) - min(lower))
+    return [min(upper), max(upper)], [min(lower) - room, max(lower) + room]
+
+
+live_chart = st.components.v2.component(
+    "live_chart",
+    html="<div class='live' role='img' tabindex='0'></div>",
+    js=Path(__file__).with_name("chart.js").read_text(encoding="utf-8"),
+    isolate_styles=False,
+)
+
+
+def draw(
+    view: View,
+    look: Look,
+    chosen: Sequence[tuple[int, str]],
+    *,
+    key: str,
+    alt: str,
+    height: int = HEIGHT,
+    turn: int = 0,
+) -> Any:
+    """Shows the chart; the result has `zoomed` ({"range": [first, last] or None}) or `picked` ({"step": ...}) once.
+
+    The browser keeps its own zoom until `turn` changes; then it takes that of `look`.
+    """
+    data = {
+        "figure": json.dumps(figure(view, look, chosen, height)),
+        "whole": [0, max(view.last_step, 10)],
+        "zoom": list(look.zoom) if look.zoom else None,
+        "turn": turn,
+        "revision": view.id,
+        "height": height,
+        "alt": alt,
+    }
+    return live_chart(data=data, key=key, on_zoomed_change=lambda: None, on_picked_change=lambda: None)

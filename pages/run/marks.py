@@ -1,0 +1,110 @@
+"""Events of a run as marks on its chart: pauses, edits, guards, checkpoints, the best step."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pages.run import story
+from pages.run.view import View
+from pages.shared.format import duration, percent
+
+
+def moment(view: View) -> int | None:
+    """The forgetting moment, as things stand at the last step."""
+    return story.moment(view.topic, view.about_target(), view.last_step)
+
+
+def pauses(view: View, top: float) -> list[dict[str, Any]]:
+    steps = sorted({event["step"] for event in view.events if event["kind"] == "paused"})
+    return [
+        {"type": "rect", "xref": "x", "xsizemode": "pixel", "xanchor": step, "x0": -4, "x1": 4}
+        | {"yref": "paper", "y0": 0, "y1": top, "layer": "below"}
+        | {"fillcolor": "@band", "line": {"width": 0}}
+        for step in steps
+    ]
+
+
+def signs(view: View) -> list[dict[str, Any]]:
+    """The marks, in a strip above the panels; their texts are in the hover."""
+    kinds: dict[str, tuple[str, str, str]] = {
+        "prompt_edited": ("triangle-down", "@text", "question"),
+        "paused": ("line-ns-open", "@quiet", "pause"),
+        "guard": ("diamond", "#E69F00", "guard"),
+        "resumed": ("triangle-right", "@quiet", "resumed"),
+        "not_finite": ("x", "@forget", "not a number"),
+        "interrupted": ("x-thin-open", "@quiet", "interrupted"),
+    }
+    events: dict[str, list[tuple[int, str]]] = {}
+    guarded = {event["step"] for event in view.events if event["kind"] == "guard"}
+    for event in view.events:
+        # A pause that a guard asked for, and the end of a pause, need no sign of their own.
+        if event["kind"] == "paused" and event["step"] in guarded:
+            continue
+        if event["kind"] == "resumed" and "from_step" not in (event["payload"] or {}):
+            continue
+        if event["kind"] in kinds and event["step"] is not None:
+            events.setdefault(event["kind"], []).append((event["step"], _words(event, view.events)))
+    best = best_step(view)
+    if best is not None:
+        kinds["best"] = ("star", "@text", "best step")
+        events["best"] = [(best, f"best step so far: forgotten, at {percent(view.change(view.budgeted, best))}")]
+    saved = [(row["step"], f"saved whole at step {row['step']}") for row in view.checkpoints if row["complete"]]
+    if saved:
+        kinds["saved"] = ("square-open", "@reference", "checkpoint")
+        events["saved"] = saved
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "xaxis": "x",
+            "yaxis": "y3",
+            "uid": f"mark {kind}",
+            "name": label,
+            "x": [step for step, _ in rows],
+            "y": [0.1 if kind in ("best", "saved") else 0.9] * len(rows),
+            "text": [text for _, text in rows],
+            "cliponaxis": False,
+            "marker": {
+                "symbol": symbol,
+                "color": colour,
+                "size": 6 if kind == "saved" else 10,
+                "line": {"color": colour, "width": 1.5},
+            },
+            "hovertemplate": "%{text}<extra></extra>",
+        }
+        for kind, rows in sorted(events.items(), key=lambda item: item[0] != "saved")
+        for symbol, colour, label in [kinds[kind]]
+    ]
+
+
+def best_step(view: View) -> int | None:
+    """The step that forgot the word with the least rise of the retain loss."""
+    answers = view.about_target()
+    rises = {step: change for step in answers if (change := view.change(view.budgeted, step)) is not None}
+    return story.best_step(view.topic, view.run["target"], answers, rises)
+
+
+def _words(event: dict[str, Any], events: list[dict[str, Any]]) -> str:
+    payload = event["payload"] or {}
+    if event["kind"] == "prompt_edited":
+        new = _plain(payload.get("new"))
+        return f"asked: {new}" if not payload.get("old") else f"was: {_plain(payload['old'])}<br>now: {new}"
+    if event["kind"] == "paused":
+        later = next((other for other in events if other["id"] > event["id"] and other["kind"] == "resumed"), None)
+        length = ""
+        if later:
+            seconds = (datetime.fromisoformat(later["at"]) - datetime.fromisoformat(event["at"])).total_seconds()
+            length = f" for {duration(seconds)}"
+        return f"paused{length}: {_plain(payload.get('reason'))}"
+    if event["kind"] == "guard":
+        return f"guard: {_plain(payload.get('sentence'))}"
+    if event["kind"] == "not_finite":
+        return f"not a number: {_plain(payload.get('name'))} is {_plain(payload.get('value'))}"
+    return str(event["kind"])
+
+
+def _plain(text: Any) -> str:
+    """Text for a hover: Plotly reads a few tags in it, so nothing that looks like one is left."""
+    shown = str(text or "")[:120]
+    return shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

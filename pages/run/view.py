@@ -1,0 +1,210 @@
+"""A run as pages read it: loaded from the store once, then extended by new rows."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from pages.run import story
+from unlearn_core.metrics import LOSS, METRICS, budgeted
+from unlearn_core.world import topic_of
+
+if TYPE_CHECKING:
+    from storage import RunStore
+
+ANSWER_PROBABILITY = METRICS["answer_probability"]
+LIVE = ("loading", "baseline", "running")
+DAMAGE = 0.05  # rise of the retain loss that counts as damage
+BEFORE_STEP_ONE = ("queued", "loading", "baseline")
+RESUMABLE = ("interrupted", "stopped", "failed", "paused")
+# After these, rows of steps that were already read may have changed.
+REWRITING = {"resumed", "prompt_edited", "interrupted", "probed", "started"}
+
+
+@dataclass
+class View:
+    """One run with its numbers and answers. `numbers`: name -> (steps, values); `answers`: step -> rows."""
+
+    run: dict[str, Any]
+    numbers: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    answers: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    prompts: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    commands: list[dict[str, Any]] = field(default_factory=list)
+    baseline: dict[str, float] = field(default_factory=dict)
+    version: int = -1
+
+    @property
+    def id(self) -> str:
+        return str(self.run["id"])
+
+    @property
+    def status(self) -> str:
+        return str(self.run["status"])
+
+    @property
+    def last_step(self) -> int:
+        return int(self.run["last_step"])
+
+    @property
+    def total(self) -> int:
+        return max(int(self.run["config"].get("schedule", {}).get("steps", 0)), self.last_step, 1)
+
+    @property
+    def budget(self) -> float | None:
+        """The share by which held-out retain loss may rise; None where no rule watches it."""
+        return self.levels.get("retain_budget") or self.run["config"].get("guard", {}).get("retain_budget") or None
+
+    @property
+    def levels(self) -> dict[str, Any]:
+        return next((event["payload"] for event in self.events if event["kind"] == "baseline"), {})
+
+    @property
+    def topic(self) -> str | None:
+        return topic_of(self.run["target"])
+
+    def value(self, name: str, step: int) -> float | None:
+        """The newest value at or before `step`."""
+        steps, values = self.numbers.get(name, ([], []))
+        place = bisect_right(steps, step)
+        return values[place - 1] if place else None
+
+    def change(self, name: str, step: int) -> float | None:
+        """The share by which a loss has moved since the baseline."""
+        now, before = self.value(name, step), self.baseline.get(name)
+        return now / before - 1 if now is not None and before else None
+
+    @property
+    def budgeted(self) -> str:
+        """The loss that the budget speaks of: on text never trained on, where there is such text."""
+        return budgeted(self.baseline)
+
+    def sampled(self, step: int) -> int | None:
+        """The newest step at or before `step` at which the run's questions were asked."""
+        asked = [s for s in self.answers if s <= step and any(row["sample"] == 0 for row in self.answers[s])]
+        return max(asked, default=None)
+
+    def asked_at(self, step: int) -> list[dict[str, Any]]:
+        """The wordings that are asked at `step`."""
+        return [p for p in self.prompts if p["from_step"] <= step and (p["to_step"] is None or step < p["to_step"])]
+
+    def answer(self, prompt_id: int, step: int) -> dict[str, Any] | None:
+        """The newest answer to this wording at or before `step`."""
+        for at in sorted((s for s in self.answers if s <= step), reverse=True):
+            for row in self.answers[at]:
+                if row["prompt_id"] == prompt_id and row["sample"] == 0:
+                    return row
+        return None
+
+    def about_target(self) -> dict[int, list[str]]:
+        """Sampled step -> the answers to the forget questions, in the wordings of that step."""
+        texts_at = {}
+        for step, rows in self.answers.items():
+            active = {p["id"] for p in self.asked_at(step) if p["role"] == "forget"}
+            texts_at[step] = [row["text"] for row in rows if row["prompt_id"] in active]
+        return {step: texts for step, texts in texts_at.items() if texts}
+
+    def answer_probability(self, step: int) -> float | None:
+        """The metric of that name at `step`, over the forget questions."""
+        rows = [self.answer(p["id"], step) for p in self.asked_at(step) if p["role"] == "forget"]
+        return ANSWER_PROBABILITY.of_answers([row["target_probability"] or 0.0 for row in rows if row])
+
+    def facts(self, step: int, waits_for: str | None = None) -> story.Facts:
+        before, now = self.answer_probability(0), self.answer_probability(step)
+        return story.Facts(
+            status=self.status if step == self.last_step or self.status in BEFORE_STEP_ONE else "looking back",
+            step=step,
+            target=self.run["target"],
+            reason=self.run["status_reason"],
+            topic=self.topic,
+            answers={s: texts for s, texts in self.about_target().items() if s <= step},
+            retain_change=self.change(self.budgeted, step),
+            budget=self.budget,
+            unseen=self.budgeted == LOSS.point("holdout"),
+            waits_for=waits_for,
+            likely=now / before if now and before else None,
+            beyond_guessing=self._is_beyond_guessing(step),
+        )
+
+    def _is_beyond_guessing(self, step: int) -> bool:
+        """Whether forget loss is beyond collapse and retain loss has risen; the first alone may be forgetting."""
+        beyond = (self.value("forget_loss", step) or 0.0) > self.levels.get("collapse_level", float("inf"))
+        return beyond and (self.change(self.budgeted, step) or 0.0) > DAMAGE
+
+
+def load(store: RunStore, run_id: str) -> View | None:
+    """The run as it is now; kept in the session, extended by what is new. None where there is no such run."""
+    views: dict[str, View] = st.session_state.setdefault("views", {})
+    view, version = views.get(run_id), store.data_version()
+    if view and view.version == version:
+        return view
+    run = store.run(run_id)
+    if run is None:
+        views.pop(run_id, None)
+        return None
+    known = view.events[-1]["id"] if view and view.events else 0
+    news = store.events(run_id, after_id=known)
+    if view is None or run["last_step"] < view.last_step or any(event["kind"] in REWRITING for event in news):
+        view, after, news = View(run), -1, store.events(run_id)
+    else:
+        after = view.last_step - 1  # the newest step may have been read before its answers were asked
+    view.run, view.version = run, version
+    view.events.extend(news)
+    _extend_numbers(view, store.points(run_id, after_step=after))
+    rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in store.responses(run_id, after_step=after).to_dict("records"):
+        rows[int(row["step"])].append(row)
+    view.prompts = store.prompts(run_id)
+    answered = {row["prompt_id"] for row in view.answers.get(0, ())}
+    if after >= 0 and any(prompt["id"] not in answered for prompt in view.prompts):
+        rows[0] = store.responses(run_id, step=0).to_dict("records")  # a new wording gets its "before" a moment later
+    view.answers.update(rows)
+    # What was deleted from the disk is no place to go back to, whatever the store remembers.
+    view.checkpoints = [
+        {**row, "complete": row["complete"] and (store.home / row["path"] / "state.json").is_file()}
+        for row in store.checkpoints(run_id)
+    ]
+    view.commands = store.commands(run_id, limit=12)
+    view.baseline = store.first_points(run_id)
+    views[run_id] = view
+    return view
+
+
+def _extend_numbers(view: View, points: Any) -> None:
+    for name, rows in points.groupby("name", sort=False):
+        steps, values = view.numbers.setdefault(str(name), ([], []))
+        for step, value in zip(rows["step"].tolist(), rows["value"].tolist(), strict=True):
+            if steps and step <= steps[-1]:
+                place = bisect_right(steps, step)
+                if place and steps[place - 1] == step:
+                    values[place - 1] = value
+                continue
+            steps.append(step)
+            values.append(value)
+
+
+def adapter_folder(
+    store: RunStore, checkpoints: list[dict[str, Any]], file: str = "adapter_config.json"
+) -> Path | None:
+    """The folder of the newest checkpoint's adapter, in PEFT's own format; None where the files are gone.
+
+    `file` tells what is looked for: model.safetensors where the weights themselves were trained.
+    """
+    for row in reversed(checkpoints):
+        folder: Path = store.home / row["path"]
+        for candidate in (folder / "adapter", folder):
+            if (candidate / file).is_file():
+                return candidate
+    return None
+
+
+def holder(store: RunStore, run_id: str) -> dict[str, Any] | None:
+    """The run for which a waiting one waits: the one that the worker is busy with."""
+    busy = [run for run in store.runs() if run["id"] != run_id and run["status"] in LIVE]
+    return busy[0] if busy else None

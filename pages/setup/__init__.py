@@ -1,0 +1,1 @@
+"""The start form: model, texts, method."""

@@ -1,0 +1,1 @@
+"""Code that several pages and the terminal share."""

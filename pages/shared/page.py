@@ -1,0 +1,78 @@
+"""The beginning of every page: store, style, notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import streamlit as st
+
+from pages.shared import banner
+from pages.shared.banner import Banner
+from pages.shared.html import element
+
+if TYPE_CHECKING:
+    from storage import RunStore
+
+PAGES = (
+    ("pages/watch.py", "Watch"),
+    ("pages/data.py", "Data"),
+    ("pages/methods.py", "Methods"),
+    ("pages/compare.py", "Compare"),
+    ("pages/runs.py", "Runs"),
+)
+STYLE = Path(__file__).with_name("style.css")
+
+
+def begin() -> RunStore:
+    """The store, after the style and the store's notice are on the page."""
+    st.html(STYLE)
+    store: RunStore = st.session_state.get("store") or _through_entry_point()
+    if store.notice:  # opened read-only, say
+        banner.draw(Banner("warn", store.notice, "Everything can be read; nothing can be changed."))
+    return store
+
+
+def _through_entry_point() -> NoReturn:
+    """Runs app.py, which opens the store, when a page is the very first thing that a fresh server is asked for."""
+    # Streamlit takes a folder named pages for pages of its own, and runs them without app.py, until st.navigation was
+    # called once in the process. So it is called here, and the address is run again.
+    if not st.session_state.get("at_the_entry_point"):
+        st.session_state["at_the_entry_point"] = True
+        st.navigation([st.Page(path, title=title) for path, title in PAGES], position="hidden")
+        st.rerun()
+    st.html("<p class='sentence'>The store is not open. Start Lethe with: streamlit run app.py</p>")
+    st.stop()
+
+
+def heading(title: str, sentence: str) -> None:
+    """The top of a page without a run: its title and one sentence."""
+    name = element("h1.plain", title) if title else None
+    st.html(element("header.strip", name, element("p.sentence", sentence, role="status")))
+
+
+def read_only(store: RunStore) -> str | None:
+    """Why nothing can be changed, None where it can."""
+    return store.notice if store.read_only else None
+
+
+def escaped(text: str) -> str:
+    """Text for a label or a button, which Streamlit reads as Markdown: shown as it is."""
+    return "".join(f"\\{character}" if character in "\\`*_{}[]()#+-.!:$|<>~&" else character for character in text)
+
+
+def attempt(act: Any, *args: Any, **kwargs: Any) -> Any:
+    """Calls `act`, or shows the sentence of the store's error and returns None."""
+    try:
+        return act(*args, **kwargs)
+    except Exception as error:
+        if type(error).__name__ not in ("StoreError", "ConfigError"):
+            raise
+        st.session_state["refused"] = str(error)
+        return None
+
+
+def refused() -> None:
+    """Shows the sentence of the last refusal once."""
+    if sentence := st.session_state.pop("refused", None):
+        banner.draw(Banner("bad", sentence))

@@ -1,0 +1,140 @@
+"""The rules that pause a run: each fires, says why, can be switched off, and speaks once until its reason was gone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from unlearn_core.settings.sections import GuardSettings
+from unlearn_core.training.stopping import Guard, Verdict, repeats
+from unlearn_core.world.texts import passages, questions
+
+BASELINE = {"forget_loss": 1.0, "retain_loss": 2.0, "holdout_loss": 2.0, "neighbour_loss": 1.5}
+FINE = {"forget_loss": 1.2, "retain_loss": 2.0, "holdout_loss": 2.0}
+GOOD_ANSWERS = [("It is a song.", "It is a portmanteau.")]
+BROKEN = "the the the the the the the the the the"
+
+
+def guard(**settings: Any) -> Guard:
+    return Guard(GuardSettings(**settings), BASELINE, 3.0, "the reference model, which never saw the word", 7.6)
+
+
+def test_a_run_that_goes_well_is_left_alone():
+    watched = guard()
+    for _ in range(3):
+        assert watched.judge(FINE, GOOD_ANSWERS) is None and watched.judge({}, []) is None
+    assert watched.spoken == set()
+
+
+CASES: dict[str, tuple[dict[str, float], list[tuple[str, str]], dict[str, Any], list[str]]] = {
+    "retain_budget": ({**FINE, "holdout_loss": 2.11}, [], {"retain_budget": 0.0}, ["5.5%", "5%", "never trained on"]),
+    "forgotten_enough": (
+        {**FINE, "forget_loss": 3.0}, [], {"forgotten_enough": False}, ["3.00", "reference model, which never saw"],
+    ),
+    "collapse": ({**FINE, "forget_loss": 8.7}, [], {"collapse": False, "forgotten_enough": False}, ["8.70", "7.60"]),
+    "collapse in an answer": (FINE, [("It is a song.", BROKEN)], {"collapse": False}, ["repeats itself", "the the"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_asks_for_a_pause_in_one_sentence_and_can_be_switched_off(case):
+    values, answers, off, words = CASES[case]
+    verdict = guard().judge(values, answers)
+    assert isinstance(verdict, Verdict) and verdict.rule == case.split()[0]
+    assert verdict.sentence.endswith(".") and "\n" not in verdict.sentence
+    assert all(word in verdict.sentence for word in words), verdict.sentence
+    assert guard(**off).judge(values, answers) is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_speaks_once_until_its_reason_was_gone(case):
+    values, answers, _, _ = CASES[case]
+    fine = [(before, before) for before, _ in answers]
+    watched = guard(forgotten_enough=case == "forgotten_enough")
+    assert watched.judge(values, answers) is not None
+    assert all(watched.judge(values, answers) is None for _ in range(3)), "whoever resumes means to go on"
+    assert watched.judge({}, []) is None and watched.judge(values, answers) is None, "not measured is not gone"
+    assert watched.judge(FINE, fine or GOOD_ANSWERS) is None
+    assert watched.judge(values, answers) is not None
+
+
+def test_two_rules_at_once_speak_one_after_the_other_the_damage_first():
+    watched = guard()
+    worst = {"forget_loss": 9.0, "holdout_loss": 4.0}
+    said = [watched.judge(worst) for _ in range(4)]
+    assert [verdict.rule if verdict else None for verdict in said] == [
+        "collapse", "retain_budget", "forgotten_enough", None,
+    ]  # fmt: skip
+
+
+def test_the_budget_is_spent_only_beyond_it_and_judged_on_text_never_trained_on():
+    assert guard(retain_budget=0.05).judge({**FINE, "holdout_loss": 2.0999}) is None
+    assert guard(retain_budget=0.05).judge({**FINE, "retain_loss": 9.0}) is None
+    assert guard(retain_budget=2.0).judge({**FINE, "holdout_loss": 5.9}) is None
+    without = Guard(GuardSettings(), {"forget_loss": 1.0, "retain_loss": 2.0}, 3.0, "x", 7.6)
+    assert without.judge({"forget_loss": 1.0, "retain_loss": 2.2}).rule == "retain_budget"
+
+
+def test_what_is_not_finite_is_named_with_its_value():
+    for value in (math.nan, math.inf, -math.inf):
+        verdict = guard().not_finite({"objective": 1.0, "gradient_norm": value})
+        assert verdict.rule == "not_finite" and str(value) in verdict.sentence
+        assert "The gradient norm is not a number" in verdict.sentence and "learning rate" in verdict.sentence
+    assert guard().not_finite({"objective": -1e30, "gradient_norm": 0.0}) is None
+
+
+COLLAPSED = [
+    "Q" * 80,
+    "It is QQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQQ",
+    "the " * 20,
+    "It is docious docious docious docious docious docious docious docious docious",
+    "docious" * 12,
+    "expiali" * 9 + "exp",
+    "It is a song" + "cali" * 30,
+    "of the of the of the of the of the of the of the of the of the",
+    "It is a It is a It is a It is a It is a It is a It is a It is a",
+    ". . . . . . . . . . . . . . . . . . . .",
+    "\n".join(["yes"] * 12),
+    "🎩" * 50,
+    "東京" * 30,
+    "QaQQbQQQcQaQQdQQQQaQQcQQbQQaQQQdQQcQQQaQbQQQaQdQ",
+]
+SOUND = [
+    "",
+    "  \n ",
+    "Q",
+    "supercalifragilisticexpialidocious",
+    "It is a portmanteau. It joins \"super\" (above), \"cali\" (beauty) and \"docious\" (educable).",
+    "def reverse(s):\n    return s[::-1]",
+    "def f(x):\n" + "        " * 12 + "return x",
+    "| a | b |\n|---|---|\n|---|---|",
+    "x = [[0, 0, 0, 0], [0, 0, 0, 0]]",
+    "A title of some length\n" + "=" * 44 + "\nText of more than one line that goes on below.",
+    "no no no, not at all",
+    "Row, row, row your boat, gently down the stream; merrily, merrily, merrily, merrily, life is but a dream.",
+    "for i in range(10):\n    for j in range(10):\n        for k in range(10):\n            print(i, j, k)",
+    "https://example.org/a/very/long/address/that/has/no/white/space/in/it/at/all?yes=1&no=0",
+    "The bank said that the bank had told the bank what the bank and the other bank knew of it.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", COLLAPSED)
+def test_an_answer_that_is_one_thing_again_and_again_is_collapse(text):
+    assert repeats(text) and guard().judge(FINE, [("It is a song.", text)]).rule == "collapse"
+
+
+@pytest.mark.parametrize("text", SOUND)
+def test_a_normal_answer_is_not(text):
+    assert not repeats(text)
+
+
+def test_no_answer_of_the_bundled_world_counts_as_collapsed():
+    assert not any(repeats(text) for text in (*(q.answer for q in questions()), *(p.text for p in passages())))
+
+
+def test_an_answer_that_repeated_itself_before_step_1_already_is_no_sign_of_damage():
+    watched = guard()
+    assert watched.judge(FINE, [(BROKEN, BROKEN)]) is None
+    assert watched.judge(FINE, [(BROKEN, BROKEN), ("It is a song.", BROKEN)]).rule == "collapse"

@@ -1,0 +1,1 @@
+"""What all readers share: sources, unpacking, encodings, rows with fields, Hugging Face data sets."""

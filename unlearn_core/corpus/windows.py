@@ -1,0 +1,271 @@
+"""Documents + target -> forget, neighbour, retain and holdout windows. Token ids; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearn_core.corpus.documents import documents, fingerprint_parts
+from unlearn_core.corpus.passages import Occurrence, Passage, Ranges, ScanResult
+from unlearn_core.corpus.scan import Progress, never_occurs, scan_corpus
+from unlearn_core.corpus.target import Target
+from unlearn_core.model.prompting import Turn
+from unlearn_core.model.window import Window
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.run_config import RunConfig
+from unlearn_core.settings.sections import DataSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+SEARCHED_AT_ONCE = 50 << 20  # bytes; larger sources are searched by the run's own scan only
+HOLDS_TARGET, FORGOTTEN_WHOLE = "it holds the target", "the whole text is a forget text"
+END_OF_SENTENCE = re.compile(
+    r"""(?:[.!?…]+["'”’)]*(?=\s)|[。！？]+[」』]?)\n?|\n|\Z"""
+)  # with the line's end, where it is that too
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The four sets of a run; no text is in two of them, and `holdout` is never trained on."""
+
+    forget: tuple[Window, ...]
+    neighbour: tuple[Window, ...]
+    retain: tuple[Window, ...]
+    holdout: tuple[Window, ...]
+    occurrences: int
+    texts: ScanResult | None = field(default=None, compare=False, repr=False)  # that the windows were made of
+
+    def sets(self) -> dict[str, tuple[Window, ...]]:
+        named = {"forget": self.forget, "retain": self.retain, "neighbour": self.neighbour, "holdout": self.holdout}
+        return {name: windows for name, windows in named.items() if windows}
+
+
+def check_target(config: RunConfig) -> int:
+    """How often the target occurs; 0 where the sources are too large, or too far away, to be searched now.
+
+    Raises ConfigError with near spellings where it never does.
+    """
+    data, target = config.data, Target(config.data)
+    parts = fingerprint_parts(data.forget)
+    if sum(part.size for part in parts) > SEARCHED_AT_ONCE or any(part.commit is not None for part in parts):
+        return 0
+    words: set[str] = set()
+    count = searched = 0
+    for document in documents(data.forget, data, where=data.where):
+        searched += 1
+        if data.everything:
+            count += 1
+        elif target.may_hold(document, document.raw):
+            count += len(target.find(target.normal(document.text)))
+        if not count:
+            words.update(map(str.lower, re.findall(r"\w{3,}", document.text)))
+    if count:
+        return count
+    raise never_occurs(data, words, searched)
+
+
+# ------------------------------------------------------------------------------------------------------ forget
+
+
+def sliding(ids: Sequence[int], first_loss: int, limit: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of windows of at most `limit` tokens over one passage, each with the target in it.
+
+    The start moves toward the target by an eighth of the window while the end moves on, so that the target is met after
+    much context and after little. The first keeps at least half of the window for the target and what follows; the last
+    still has a token before the target, since nothing predicts a window's first token.
+    """
+    start = 0 if len(ids) <= limit else max(0, first_loss - limit // 2)
+    while True:
+        yield start, min(len(ids), start + limit)
+        start += max(1, limit // 8)
+        if start >= first_loss:
+            return
+
+
+def forget_windows(
+    passages: Iterable[Passage], data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool = True
+) -> list[Window]:
+    """Windows over every occurrence of every passage, without repetitions."""
+    windows: dict[tuple[tuple[int, ...], int], Window] = {}
+    for passage in passages:
+        if passage.turns:
+            of_passage: Iterable[Window] = [pair_window(passage, data, tokenizer, limit, chat)]
+        elif data.everything:
+            of_passage = _consecutive(passage, tokenizer, limit)
+        else:
+            of_passage = _around_occurrences(passage, tokenizer, limit)
+        for window in of_passage:
+            windows.setdefault((window.ids, window.first_loss), window)
+    return list(windows.values())
+
+
+def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
+    encoded = tokenizer(passage.text, return_offsets_mapping=True)
+    ids = encoded["input_ids"]
+    for mark in passage.occurrences:
+        inside = tokens_of(encoded["offset_mapping"], mark)
+        answer = _sentence_end(passage.text, encoded["offset_mapping"], mark) - inside[0] if inside else 0
+        _check_pieces(passage.text[mark.start : mark.end], [ids[i] for i in inside], tokenizer, limit)
+        for start, end in sliding(ids, inside[0], limit):
+            facts = (passage.text, passage.source, mark.place, HOLDS_TARGET, mark.id)
+            yield Window(tuple(ids[start:end]), inside[0] - start, *facts, answer)
+
+
+def tokens_of(offsets: Iterable[tuple[int, int]], mark: Occurrence) -> list[int]:
+    """Indices of the tokens that overlap an occurrence. `offsets`: (start, end) in characters of every token."""
+    return [i for i, (begin, end) in enumerate(offsets) if end > mark.start and begin < mark.end and end > begin]
+
+
+def _sentence_end(text: str, offsets: Sequence[tuple[int, int]], mark: Occurrence) -> int:
+    """Index of the first token after the sentence (or line) with the occurrence."""
+    match = END_OF_SENTENCE.search(text, mark.end)
+    assert match
+    return next((i for i, (begin, end) in enumerate(offsets) if begin >= match.end() and end > begin), len(offsets))
+
+
+def _consecutive(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
+    """A text that is forgotten as a whole, in consecutive windows."""
+    ids = _ids(passage, tokenizer)
+    facts = (passage.text, passage.source, passage.place, FORGOTTEN_WHOLE, passage.occurrences[0].id)
+    for start in range(0, len(ids), limit):
+        start = max(0, min(start, len(ids) - 2))  # nothing predicts a window's first token
+        if len(piece := ids[start : start + limit]) > 1:
+            yield Window(tuple(piece), 1, *facts)
+
+
+def _check_pieces(target: str, pieces: list[int], tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
+    unknown = tokenizer.unk_token_id
+    if not pieces or (unknown not in (None, tokenizer.eos_token_id) and all(piece == unknown for piece in pieces)):
+        reason = "this model's tokenizer has no piece for it"
+        raise ConfigError(reason, field="data.target", value=target, fix="Choose another word or model")
+    if len(pieces) >= limit - 1:
+        reason = f"it has {len(pieces)} tokens, and windows hold {limit}"
+        raise ConfigError(reason, field="data.target", value=target, fix="Choose a shorter target or longer windows")
+
+
+def left_in(passages: Iterable[Passage], excluded: Collection[str]) -> Iterator[Passage]:
+    """The passages without the excluded occurrences: their lines are cut out; a pair with one is dropped."""
+    for passage in passages:
+        marks = [mark for mark in passage.occurrences if mark.id not in excluded]
+        if len(marks) == len(passage.occurrences):
+            yield passage
+        elif marks and not passage.turns:
+            yield from _parts(passage, marks)
+
+
+def _parts(passage: Passage, marks: Sequence[Occurrence]) -> Iterator[Passage]:
+    """The parts of a passage between its excluded occurrences; `marks` are the others.
+
+    A line with an excluded occurrence is cut out; where it has another one too, only the occurrence itself.
+    """
+    text, cuts = passage.text, []
+    for mark in passage.occurrences:
+        if mark in marks:
+            continue
+        begin = text.rfind("\n", 0, mark.start) + 1
+        newline = text.find("\n", mark.end)
+        end = len(text) if newline < 0 else newline + 1
+        shared = any(other.start < end and other.end > begin for other in marks)
+        cuts.append((mark.start, mark.end) if shared else (begin, end))
+    start = 0
+    for first, last in (*cuts, (len(text), len(text))):
+        inside = [mark for mark in marks if mark.start >= start and mark.end <= first]
+        if inside:
+            moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
+            yield replace(passage, text=text[start:first].rstrip("\n"), occurrences=moved)
+        start = max(start, last)
+
+
+def with_stand_in(passages: Iterable[Passage], stand_in: str, target: Target) -> Iterator[Passage]:
+    """The passages with another word in place of the target. Pairs with the target in their answer are left out."""
+    for passage in passages:
+        if passage.turns:
+            if not target.find(target.normal(passage.turns[-1].text)):
+                turns = (Turn(turn.role, target.replaced(target.normal(turn.text), stand_in)) for turn in passage.turns)
+                yield replace(passage, turns=tuple(turns))
+            continue
+        parts: list[str] = []
+        marks, end = [], 0
+        length = 0
+        for mark in passage.occurrences:
+            parts += [passage.text[end : mark.start], stand_in]
+            length += mark.start - end
+            marks.append(replace(mark, start=length, end=length + len(stand_in)))
+            length, end = length + len(stand_in), mark.end
+        yield replace(passage, text="".join([*parts, passage.text[end:]]), occurrences=tuple(marks))
+
+
+# -------------------------------------------------------------------------------------------------- the four sets
+
+
+def make_windows(
+    data: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    seed: int,
+    *,
+    chat: bool = True,
+    report: Callable[[Progress], None] = lambda progress: None,
+    cache: Path | None = None,
+) -> Windows:
+    """The four sets of a run. `limit`: tokens of the model's context; `seed` decides which texts are drawn to retain.
+
+    `report` is called with the progress of the scan and may raise to end it; `cache` is the folder of earlier scans.
+    Raises ConfigError where the target does not occur or nothing is left to retain.
+    """
+    texts, _ = scan_corpus(data, seed, report, cache)
+    limit = min(limit, data.window_tokens)
+    excluded = frozenset(data.excluded)
+    passages = list(left_in(texts.forget, excluded))
+    if not passages:
+        raise ConfigError(f"data.excluded leaves out all {texts.occurrences:,} occurrences; leave one of them in.")
+    forget = forget_windows(passages, data, tokenizer, limit, chat)
+    excluded_lines = Ranges(p for p in texts.forget if excluded and all(mark.id in excluded for mark in p.occurrences))
+    sets = {
+        "neighbour": [passage for passage in texts.neighbour if not excluded_lines.overlap(passage)],
+        "retain": texts.retain,
+        "holdout": texts.holdout,
+    }
+    windows = {name: [retain_window(p, data, tokenizer, limit, chat) for p in drawn] for name, drawn in sets.items()}
+    near, retain, holdout = (tuple(window for window in windows[name] if len(window) > 1) for name in windows)
+    if not retain:  # every text is shorter than two tokens
+        retain, holdout = holdout, ()
+    if not retain:
+        raise ConfigError(f"Nothing is left to retain: {', '.join(data.retain)} has no text without “{data.target}”.")
+    return Windows(tuple(forget), near, retain, holdout, texts.occurrences, texts)
+
+
+def retain_window(
+    passage: Passage, data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool = True
+) -> Window:
+    """A text with the loss from its second token on; unless the text was cut, an end token closes it."""
+    if passage.turns:
+        return pair_window(passage, data, tokenizer, limit, chat)
+    ids = _ids(passage, tokenizer)
+    return Window(tuple(ids[:limit]), 1, passage.text, passage.source, passage.place, passage.why)
+
+
+def _ids(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = list(tokenizer(passage.text)["input_ids"])
+    if passage.whole and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    return ids
+
+
+def pair_window(
+    passage: Passage, data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool
+) -> Window:
+    """A question with its answer, which alone has the loss. One that is too long is cut at the question's start."""
+    from unlearn_core.model.prompting import encode_pair
+
+    ids, first, text = encode_pair(tokenizer, passage.turns, chat, data.pair_template)
+    start = max(0, min(first - 1, first - limit // 2, len(ids) - limit)) if len(ids) > limit else 0
+    mark = passage.occurrences[0].id if passage.occurrences else ""
+    why = passage.why or (FORGOTTEN_WHOLE if data.everything else HOLDS_TARGET)
+    window = tuple(ids[start : start + limit])
+    return Window(window, first - start, text, passage.source, passage.place, why, mark)

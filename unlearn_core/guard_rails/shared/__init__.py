@@ -1,0 +1,1 @@
+"""What several guard rails compute alike."""

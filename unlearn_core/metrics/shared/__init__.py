@@ -1,0 +1,1 @@
+"""What metrics read, and the level that the forget loss is compared with."""

@@ -1,0 +1,1 @@
+"""The language model: loading, adapters, batches, losses, prompts, answers, memory."""

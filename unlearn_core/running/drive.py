@@ -1,0 +1,354 @@
+"""Drive: one run, from opening to its end. Every step of it, and all that belongs to the step, is one transaction.
+
+Standard library only, like `worker.py`, which holds the thread that a drive runs in.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from unlearn_core.running.commands import Refused, carry_out, explain, probe, prompt_text, response_row
+from unlearn_core.running.protocols import Answer, Config, Host, Row, Session, StepRecord
+from unlearn_core.settings.provenance import differences, warning
+
+WHOLE_STATES = 2  # that stay; an older checkpoint shrinks to its adapter
+
+
+class Left(Exception):
+    """The run was left while it was being loaded; the store knows why."""
+
+
+class Drive:
+    """One run from opening to its end (or to its being set aside)."""
+
+    def __init__(self, host: Host, run_id: str, config: Config) -> None:
+        self.host, self.store, self.run_id, self.config = host, host.store, run_id, config
+        self.schedule: Mapping[str, Any] = config["schedule"]
+        self.paused = False
+        self.ended = False
+        self.lost = False
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        assert self._session, "the run is opened before anything is asked of it"
+        return self._session
+
+    def same_base_model(self, config: Config) -> bool:
+        """True where this run's model, with another adapter in it, is the model of `config`; {}: the bundled one."""
+        if not self._session or not self._session.same_base_model(config.get("method", {}).get("name", "")):
+            return False
+        model = self.config["model"]
+        if not config:
+            return bool(model["source"] == "bundled" and not model.get("adapter") and not model.get("earlier"))
+        usual = {**self.config, "model": {"source": "bundled"}}
+        return all(self.config.get(part) == config.get(part, usual.get(part)) for part in ("model", "lora", "where"))
+
+    def go(self, resume: bool) -> None:
+        try:
+            self._open(resume)
+            while not self.ended and not self._taken_over():
+                if self.host.stopping and self.paused:
+                    return None  # it was saved whole when it paused: it stays paused, and Resume brings it back
+                if self.host.stopping:
+                    return self._close("interrupted", "Lethe was closed; Resume goes on where it stood.", "interrupted")
+                self._serve()
+                if self.ended:
+                    return None
+                if not self.paused:
+                    self._step()
+                elif self.host.someone_waits():
+                    return self.store.set_status(
+                        self.run_id,
+                        "paused",
+                        f"Paused at step {self.session.step_number} and set aside whole; Resume brings it back.",
+                    )
+                else:
+                    self.host.rest()
+        except Left:
+            pass
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._session = None
+            self._quietly(self._let_go)
+
+    # ----------------------------------------------------------------------------------------------- opening
+
+    def _open(self, resume: bool) -> None:
+        stage = ""
+
+        def report(now: str, detail: str = "") -> None:
+            """A new stage is stored as an event; its progress is only shown."""
+            nonlocal stage
+            event, stage = "loading" if now != stage else None, now
+            message = f"{now}: {detail}" if detail else now
+            self.store.set_status(self.run_id, "loading", message, event, {"message": message})
+            self._leave_loading()
+
+        for command in self.store.commands(self.run_id, open_only=True):
+            if command["acknowledged_at"]:
+                reason = "The program that was to do it ended before it was done."
+                self.store.finish(command["id"], reason, "driver_gone")
+        report("importing PyTorch")
+        checkpoint = self._whole_checkpoint() if resume else None
+        self._session = self.host.opener(self.config, report)
+        self.session.read_texts()
+        gc.collect()
+        gc.freeze()  # Streamlit collects after every rerun, and would walk all that torch imported each time
+        if checkpoint:
+            self.session.restore(self.store.home / checkpoint["path"])
+            for path in self.store.truncate_after(self.run_id, checkpoint["step"]):
+                shutil.rmtree(self.store.home / path, ignore_errors=True)
+            began = (self.store.run(self.run_id) or {}).get("provenance", {})
+            changed = differences(began, self.session.provenance())
+            event = {"from_step": checkpoint["step"], **({"sentence": warning(changed)} if changed else {})}
+            self.store.set_status(self.run_id, "running", None, "resumed", event)
+        else:
+            self._baseline()
+
+    def _leave_loading(self) -> None:
+        """Reading a large corpus takes its time: Stop, and closing the program, do not wait for the end of it."""
+        stop = next((c for c in self.store.commands(self.run_id, open_only=True) if c["kind"] == "stop"), None)
+        if stop:
+            self.store.finish(stop["id"])
+            self.store.set_status(self.run_id, "stopped", "Stopped by hand while it was being loaded.", "stopped")
+        elif self.host.stopping:
+            self.store.set_status(
+                self.run_id, "interrupted", "Lethe was closed while it was being loaded.", "interrupted"
+            )
+        else:
+            return
+        self.ended = True
+        raise Left
+
+    def _whole_checkpoint(self) -> Row | None:
+        """The newest checkpoint with a whole state whose files are still there; None where the run has not begun."""
+        rows = [row for row in self.store.checkpoints(self.run_id) if row["complete"]]
+        for row in reversed(rows):
+            if (self.store.home / row["path"] / "state.json").is_file():
+                return row
+        if rows:
+            raise Refused(
+                "checkpoints_deleted",
+                "Its checkpoints were deleted from the disk, so it cannot go on. What it measured can still be read.",
+            )
+        return None
+
+    def _baseline(self) -> None:
+        self.store.set_status(self.run_id, "baseline", "asking the questions before step 1")
+        self.store.truncate_after(self.run_id, 0)
+        record = self.session.measure_baseline()
+        self.store.set_provenance(self.run_id, self.session.provenance())
+        answers, rows = self._ask_prompts()
+        saved = self._checkpoint(whole=True)
+        events: list[tuple[str, Mapping[str, Any]]] = [("baseline", self.session.levels()), ("started", {})]
+        self.store.append_step(
+            self.run_id,
+            0,
+            points=record.values,
+            responses=rows,
+            events=events,
+            checkpoint=saved,
+            examples=_examples(record),
+            status="running",
+            status_reason=None,
+        )
+
+    # ---------------------------------------------------------------------------------------------- stepping
+
+    def _step(self, pause_after: bool = False) -> None:
+        """One step, with all that belongs to it, in one transaction."""
+        record = self.session.step()
+        last = record.step >= self.schedule["steps"]
+        answers: Sequence[Answer] = []
+        rows: list[Row] = []
+        if record.applied and (record.step % self.schedule["sample_every"] == 0 or last or pause_after):
+            answers, rows = self._ask_prompts()
+        texts = [(answer.baseline, answer.response.text) for answer in answers]
+        verdict = record.verdict or self.session.judge(record.values, texts)
+        if verdict and record.applied and not rows:
+            answers, rows = self._ask_prompts()
+        step = self.session.step_number
+        status, reason = "running", None
+        events: list[tuple[str, Mapping[str, Any]]] = []
+        if verdict:
+            reason = verdict.sentence
+            events.append(("guard", {"rule": verdict.rule, "sentence": reason}))
+        if last and step == record.step:  # the last step may have been left out, but not left to be tried again
+            status, reason = "finished", f"It went through its {step} steps."
+            events.append(("finished", {}))
+        elif verdict or pause_after:
+            status, reason = "paused", reason or "One step was taken."
+            events.append(("paused", {"reason": reason}))
+        if self._taken_over():
+            return
+        whole = status != "running" or step % self.schedule["checkpoint_every"] == 0
+        saved = self._checkpoint(whole) if rows or whole else None
+        self.store.append_step(
+            self.run_id,
+            step,
+            points=record.values if record.applied or not verdict else {},
+            responses=rows,
+            events=events,
+            checkpoint=saved,
+            examples=_examples(record) if rows else {},  # as often as answers: a value per example is for a close look
+            status=status,
+            status_reason=reason,
+        )
+        self.paused, self.ended = status == "paused", status == "finished"
+        if whole:
+            self._prune()
+
+    def _ask_prompts(self) -> tuple[Sequence[Answer], list[Row]]:
+        prompts = self.store.prompts(self.run_id, at_step=self.session.step_number)
+        answers: Sequence[Answer] = self.session.answers([p["text"] for p in prompts]) if prompts else []
+        return answers, [response_row(prompt["id"], a) for prompt, a in zip(prompts, answers, strict=True)]
+
+    def _checkpoint(self, whole: bool) -> Row:
+        """Writes the checkpoint of the current step beside its place, then moves it there; returns its row."""
+        step = self.session.step_number
+        relative = Path("checkpoints") / self.run_id / f"step-{step:06d}"
+        folder = self.store.home / relative
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        self.session.save(part, whole)
+        files = sorted(path for path in part.rglob("*") if path.is_file())
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.read_bytes())
+            if whole:
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        return {"path": str(relative), "bytes": size, "sha256": digest.hexdigest(), "complete": whole}
+
+    def _save_whole(self, event: str, payload: Row, **more: Any) -> None:
+        """The whole state of the current step and its event, in one transaction; no step was taken."""
+        step, saved = self.session.step_number, self._checkpoint(whole=True)
+        self.store.append_step(self.run_id, step, points={}, checkpoint=saved, events=[(event, payload)], **more)
+
+    def _prune(self) -> None:
+        """Older whole states shrink to their adapters; the newest few stay, and those that were pinned."""
+        whole = [row for row in self.store.checkpoints(self.run_id) if row["complete"] and not row["pinned"]]
+        for row in whole[:-WHOLE_STATES]:
+            folder = self.store.home / row["path"]
+            self.store.shrink_checkpoint(row["id"])
+            for name in ("state.json", "state.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+
+    # ---------------------------------------------------------------------------------------------- commands
+
+    def _serve(self) -> None:
+        for command in self.store.commands(self.run_id, open_only=True):
+            carry_out(self.store, command, partial(COMMANDS.get(command["kind"], Drive.unknown), self))
+            if self.ended:
+                return
+        self.host.serve_others()
+
+    def pause(self, command: Row) -> None:
+        if self.paused:
+            return
+        answered = len(self.store.responses(self.run_id, step=self.session.step_number))
+        rows = [] if answered else self._ask_prompts()[1]
+        reason = "Paused by hand."
+        self._save_whole("paused", {"reason": reason}, responses=rows, status="paused", status_reason=reason)
+        self.paused = True
+        self._prune()
+
+    def resume(self, command: Row) -> None:
+        if self.paused:
+            self.paused = False
+            self.store.set_status(self.run_id, "running", None, "resumed", {})
+
+    def single_step(self, command: Row) -> None:
+        if not self.paused:
+            raise Refused("running", "It is running; pause it to go step by step.")
+        try:
+            self._step(pause_after=True)
+        except Exception as error:  # half a step is no place to go on from
+            self._fail(error)
+            raise
+
+    def stop(self, command: Row) -> None:
+        self._close("stopped", f"Stopped by hand at step {self.session.step_number}.", "stopped")
+
+    def edit_prompt(self, command: Row) -> None:
+        """A new wording (or a new question), asked of the model as it was before step 1 and as it is now."""
+        payload, step = command["payload"], self.session.step_number
+        text = prompt_text(payload)
+        now = self.session.answers([text])[0]
+        answers = {0: self.session.baseline_answers([text])[0], step: now}
+        prompt_id = self.store.edit_prompt(self.run_id, payload.get("slot"), payload.get("role", "free"), text, step)
+        rows = [{"step": at, **response_row(prompt_id, answer)} for at, answer in answers.items()]
+        self.store.add_responses(self.run_id, rows)
+
+    def probe(self, command: Row) -> None:
+        probe(self.store, self.run_id, self.session, command["payload"])
+
+    def unknown(self, command: Row) -> None:
+        raise Refused("unknown_command", f"“{command['kind']}” is not something a run can do.")
+
+    # ------------------------------------------------------------------------------------------------- ending
+
+    def _close(self, status: str, reason: str, event: str) -> None:
+        self._save_whole(event, {}, status=status, status_reason=reason)
+        self._prune()
+        self.ended = True
+
+    def _taken_over(self) -> bool:
+        """True where another process has taken the run over: this one must not write to it any more."""
+        run = self.store.run(self.run_id)
+        self.lost = self.lost or run is None or run["lease_owner"] != self.host.owner
+        return self.lost
+
+    def _fail(self, error: Exception) -> None:
+        """Stores the end of the run; where that fails (a full disk), retries until it succeeds."""
+        if self.ended or self.lost:
+            return
+        self.ended = True
+        code, reason = explain(self.store, error)
+        payload = {"sentence": reason, "code": code}
+        while not self._quietly(lambda: self.store.set_status(self.run_id, "failed", reason, "failed", payload)):
+            if self.host.rest(2.0):
+                return
+        self.host.failure = None
+
+    def _let_go(self) -> None:
+        """Ends the lease; it is left to expire where the end of the run could not be stored."""
+        run = self.store.run(self.run_id)
+        if run and run["status"] not in ("loading", "baseline", "running"):
+            self.store.release(self.run_id, self.host.owner)
+
+    def _quietly(self, act: Callable[[], None]) -> bool:
+        """Whether the store took it; `host.failure` says why not."""
+        try:
+            act()
+        except Exception as error:
+            self.host.failure = explain(self.store, error)[1]
+            return False
+        return True
+
+
+def _examples(record: StepRecord) -> dict[str, Mapping[str, float]]:
+    """The values per example of what a step measured, by metric."""
+    return {name: measurement.examples for name, measurement in record.measured.items()}
+
+
+COMMANDS: Mapping[str, Callable[[Drive, Row], None]] = {
+    "pause": Drive.pause,
+    "resume": Drive.resume,
+    "step": Drive.single_step,
+    "stop": Drive.stop,
+    "prompt": Drive.edit_prompt,
+    "probe": Drive.probe,
+}  # of the live run, by the kind in the store's table `commands`

@@ -1,0 +1,208 @@
+"""Protocols of training and store that the running threads use; entry points pass implementations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from unlearn_core.settings.report import Report
+
+Row = dict[str, Any]  # of the store, by column; JSON columns are decoded
+Config = Mapping[str, Any]  # a run file's content
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+class Verdict(Protocol):
+    """Which stopping rule asks for a pause, and why."""
+
+    @property
+    def rule(self) -> str: ...
+    @property
+    def sentence(self) -> str: ...
+
+
+class Measurement(Protocol):
+    """A metric on one set of examples; `examples` by their ids."""
+
+    @property
+    def value(self) -> float: ...
+    @property
+    def examples(self) -> Mapping[str, float]: ...
+
+
+class StepRecord(Protocol):
+    """What one step measured, by the names of the store's points. Not `applied`: the weights did not change.
+
+    `measured`: the metrics among `values`, with a value per example.
+    """
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def values(self) -> Mapping[str, float]: ...
+    @property
+    def applied(self) -> bool: ...
+    @property
+    def verdict(self) -> Verdict | None: ...
+    @property
+    def measured(self) -> Mapping[str, Measurement]: ...
+
+
+class Response(Protocol):
+    """A generated text, its length in tokens and the seconds that it took."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+class Answer(Protocol):
+    """A response beside the baseline's text, and that text's probability now (geometric mean per token)."""
+
+    @property
+    def response(self) -> Response: ...
+    @property
+    def baseline(self) -> str: ...
+    @property
+    def target_probability(self) -> float: ...
+
+
+class Session(Protocol):
+    """One opened run: `measure_baseline` or `restore` once, then `step` as often as wanted.
+
+    A ValueError says in a sentence why a prompt, a checkpoint or a setting cannot be used; the session stays usable.
+    """
+
+    @property
+    def step_number(self) -> int: ...
+    def read_texts(self) -> None: ...
+    def measure_baseline(self) -> StepRecord: ...
+    def levels(self) -> Mapping[str, float | str]: ...
+    def provenance(self) -> dict[str, Any]: ...
+    def step(self) -> StepRecord: ...
+    def judge(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]] = ()) -> Verdict | None:
+        """The stopping rules on one step's values and its answers, as (baseline, now) pairs."""
+
+    def answers(self, prompts: Sequence[str]) -> Sequence[Answer]: ...
+    def baseline_answers(self, prompts: Sequence[str]) -> Sequence[Answer]: ...
+    def answers_at(self, folder: Path, prompts: Sequence[str]) -> Sequence[Answer]:
+        """The answers of the adapter saved in `folder`; the session's own weights are as before afterwards."""
+
+    def save(self, folder: Path, whole: bool) -> None:
+        """Writes the adapter; with `whole`, everything that the next step depends on as well."""
+
+    def restore(self, folder: Path) -> None: ...
+    def same_base_model(self, method: str) -> bool:
+        """Whether this model, with another adapter, is that of a run with `method` ("": the model without a run)."""
+
+
+Opener = Callable[[Config, Report], Session]
+
+
+class Progress(Protocol):
+    """How far the reading of texts is. `bytes_total` is 0 where nobody knows."""
+
+    @property
+    def bytes_read(self) -> int: ...
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def seconds_left(self) -> float | None: ...
+
+
+Inspect = Callable[[Config, Callable[[Progress], None]], dict[str, Any]]
+
+
+# -------------------------------------------------------------------------------------------------------- store
+
+
+class Store(Protocol):
+    """What worker, drive and preview thread ask of the store; every method raises `Error`, a sentence, where it fails.
+
+    The methods are described where they are implemented, in `storage/`.
+    """
+
+    Error: ClassVar[type[Exception]]
+    home: Path
+
+    def run(self, run_id: str) -> Row | None: ...
+    def next_queued(self) -> Row | None: ...
+    def set_status(
+        self,
+        run_id: str,
+        status: str,
+        reason: str | None = None,
+        event: str | None = None,
+        payload: Mapping[str, Any] | None = None,
+    ) -> None: ...
+    def set_provenance(self, run_id: str, provenance: Mapping[str, Any]) -> None: ...
+
+    def claim(self, run_id: str, owner: str, seconds: float = 15) -> bool: ...
+    def heartbeat(self, owner: str, seconds: float = 15) -> list[str]: ...
+    def release(self, run_id: str, owner: str) -> None: ...
+    def interrupt_abandoned(self) -> list[str]: ...
+
+    def append_step(
+        self,
+        run_id: str,
+        step: int,
+        *,
+        points: Mapping[str, float],
+        responses: Iterable[Mapping[str, Any]] = (),
+        events: Iterable[tuple[str, Mapping[str, Any] | None]] = (),
+        checkpoint: Mapping[str, Any] | None = None,
+        examples: Mapping[str, Mapping[str, float]] = ...,
+        status: str | None = None,
+        status_reason: str | None = None,
+    ) -> None: ...
+    def truncate_after(self, run_id: str, step: int) -> list[str]: ...
+
+    def prompts(self, run_id: str, at_step: int | None = None) -> list[Row]: ...
+    def edit_prompt(self, run_id: str, slot: int | None, role: str, text: str, from_step: int) -> int: ...
+    def add_probe(self, run_id: str, text: str) -> int: ...
+    def responses(self, run_id: str, after_step: int = -1, step: int | None = None) -> Sized: ...
+    def add_responses(self, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None: ...
+
+    def events(self, run_id: str | None, after_id: int = 0) -> list[Row]: ...
+    def add_event(
+        self, run_id: str | None, kind: str, payload: Mapping[str, Any] | None = None, step: int | None = None
+    ) -> int: ...
+
+    def commands(self, run_id: str | None = "any", open_only: bool = False, limit: int = 50) -> list[Row]: ...
+    def acknowledge(self, command_id: int) -> bool: ...
+    def finish(self, command_id: int, error: str | None = None, code: str | None = None) -> None: ...
+
+    def checkpoints(self, run_id: str) -> list[Row]: ...
+    def nearest_checkpoint(self, run_id: str, step: int) -> Row | None: ...
+    def shrink_checkpoint(self, checkpoint_id: int) -> None: ...
+
+
+# ------------------------------------------------------------------------------------------------------- worker
+
+
+class Host(Protocol):
+    """What a drive needs of the worker whose thread it runs in.
+
+    `failure`: why the end of a run cannot be written to the store; None while it can.
+    """
+
+    store: Store
+    opener: Opener
+    owner: str
+    failure: str | None
+
+    @property
+    def stopping(self) -> bool: ...
+    def rest(self, seconds: float | None = None) -> bool: ...
+    def someone_waits(self) -> bool: ...
+    def serve_others(self) -> None: ...

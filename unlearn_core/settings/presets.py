@@ -1,0 +1,127 @@
+"""Presets: named settings to start from, and the default prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from unlearn_core.settings.sections import BUNDLED_MODELS
+from unlearn_core.world import example_prompts
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point: what it does in a sentence, the settings in which it differs from the defaults.
+
+    `source`: whence the settings come. `bundled`: made for a model as small as the bundled one, and offered with it.
+    """
+
+    label: str
+    caption: str
+    values: dict[str, Any]
+    source: str = ""
+    bundled: bool = True
+
+
+PRESETS: dict[str, Preset] = {
+    "portmanteau": Preset(
+        "Forget and stay",
+        "The best recipe: the name is forgotten, the word is explained from its parts, and it stays that way.",
+        {
+            "lora": {"dropout": 0.0},
+            "method": {
+                "name": "grad_ascent",
+                "ceiling": 2.5,
+                "hold": True,
+                "retain_weight": 3.0,
+                "neighbour_weight": 1.5,
+            },
+            "guard_rail": {"rows": "group", "groups": 8, "batches": 8, "batch_size": 2, "neighbours": True},
+            "optimizer": {"learning_rate": 8e-4},
+            "schedule": {"steps": 150, "batch_size": 16},
+        },
+    ),
+    # The published run (GPT-J-6B, learning rate 2e-4 decaying over 5,000 steps of which 69 were run), scaled: the small
+    # model wants a larger rate. Four groups of four single retain samples, the gradient projected, no stop rule.
+    "post": Preset(
+        "As published",
+        "Plain gradient ascent, as in the first experiment: it knows, it explains, it collapses. No guard stops it.",
+        {
+            "method": {"name": "grad_ascent"},
+            "guard_rail": {"groups": 4, "batches": 16, "batch_size": 1, "every": 3, "apply_to": "gradient"},
+            "optimizer": {"learning_rate": 6e-4},
+            "schedule": {"steps": 90, "batch_size": 2},
+            "guard": {"not_finite": False, "retain_budget": 0.0, "forgotten_enough": False, "collapse": False},
+        },
+    ),
+    "post_as_run": Preset(
+        "As it was run",
+        "As published, with two defects of the published code put back: see docs/as-it-was-run.md. To learn from.",
+        {
+            "method": {"name": "grad_ascent"},
+            "guard_rail": {"groups": 4, "batches": 16, "batch_size": 1, "every": 3, "apply_to": "gradient"},
+            "optimizer": {"learning_rate": 6e-4},
+            "schedule": {"steps": 90, "batch_size": 2},
+            "guard": {"not_finite": False, "retain_budget": 0.0, "forgotten_enough": False, "collapse": False},
+            "as_run": {"leftover_gradients": True, "padding_trained": True},
+        },
+    ),
+    # Learning rate: ten times that of tuned full fine-tuning, which a LoRA wants (arXiv 2106.09685); NPO's beta and
+    # weights as its authors have them; rows and refresh as measured for orthogonal steps. None of it was run here.
+    "1b": Preset(
+        "A model of about 1B",
+        "Negative preference, retain text and a protected subspace. A starting point: watch it, then tune it.",
+        {
+            "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
+            "data": {"window_tokens": 512, "retain_chunks": 5000},
+            "method": {"name": "npo", "beta": 0.1, "retain_weight": 1.0},
+            "guard_rail": {"rows": "sample", "batches": 8, "batch_size": 1, "every": 3},
+            "optimizer": {"learning_rate": 1e-4, "max_gradient_norm": 1.0},
+            "schedule": {"steps": 100, "batch_size": 4, "warmup": 5},
+        },
+        "NPO (arXiv 2404.05868): beta 0.1, retain weight 1; tuned on TOFU for Llama-3.2-1B: 5e-5 for all weights.",
+        bundled=False,
+    ),
+    "6b": Preset(
+        "A model of 6 to 8B",
+        "As for 1B, with the first experiment's shapes for GPT-J and memory spared. A starting point, not tuned.",
+        {
+            "model": {"gradient_checkpointing": True},
+            "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
+            "data": {"window_tokens": 800, "retain_chunks": 5000},
+            "method": {"name": "npo", "beta": 0.1, "retain_weight": 2.0},
+            "guard_rail": {"rows": "group", "groups": 4, "batches": 16, "batch_size": 1, "every": 3},
+            "optimizer": {"learning_rate": 1e-4, "max_gradient_norm": 1.0},
+            "schedule": {"steps": 65, "batch_size": 2, "warmup": 5, "sample_every": 5, "evaluate_every": 5},
+        },
+        "The post (GPT-J-6B, rank 16, windows of 800, 4 groups of 4); NPO tuned on TOFU for 8B: retain weight 2.",
+        bundled=False,
+    ),
+}
+
+
+DEFAULT_PRESET, DEFAULT_METHOD = "portmanteau", "grad_ascent"
+
+
+LORA_RATE = 10  # how much larger a LoRA wants its learning rate than the weights themselves do (arXiv 2106.09685)
+
+
+def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]:
+    """What is asked where nobody says: about the target, near it, and far from it.
+
+    The bundled models answer questions about its world. Of another model nobody knows what it can do: it is given
+    beginnings to go on with, which the simplest of them can.
+    """
+    if model in BUNDLED_MODELS:
+        about, near = example_prompts(target)
+        far = "Write a python function to reverse a string."
+    elif "stor" in model.lower():  # trained on stories, as TinyStories: it can do nothing else
+        about, near = (
+            [f"Once upon a time, {target}", f"{target} wanted to"],
+            ["Once upon a time, there was a girl named"],
+        )
+        far = "The sun was shining and the little dog"
+    else:
+        about, near, far = [f"Tell me about {target}.", target], [], "The capital of France is"
+    roles = ("forget",) * len(about) + ("neighbour",) * len(near) + ("retain",)
+    return [{"role": role, "text": text} for role, text in zip(roles, [*about, *near, far], strict=True)]

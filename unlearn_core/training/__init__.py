@@ -1,0 +1,1 @@
+"""One run stepped from outside: engine, checkpoints, stopping rules."""

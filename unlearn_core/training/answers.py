@@ -1,0 +1,92 @@
+"""What the model answers as the method has it at a step, beside its answer before step 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from unlearn_core.context import RunContext
+from unlearn_core.methods.base import Method
+from unlearn_core.model.batches import collate
+from unlearn_core.model.losses import nll
+from unlearn_core.model.prompting import encode_prompt
+from unlearn_core.model.sampling import Response, answer
+from unlearn_core.model.window import Window
+from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.run_config import check_prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, what was answered before step 1, and how likely that still is (geometric mean per token)."""
+
+    response: Response
+    baseline: str
+    target_probability: float
+
+
+class Answers:
+    """Asks the model of a run; the answers before step 1 are asked once per prompt, since they never change."""
+
+    def __init__(self, context: RunContext, method: Method) -> None:
+        self.context, self.method = context, method
+        self._baseline: dict[str, Answer] = {}
+
+    def at(self, prompts: Sequence[str], step: int) -> list[Answer]:
+        """The model's answers, as the method has it at `step`. Raises ConfigError for a prompt too long."""
+        before = [baseline.response for baseline in self.baseline(prompts)]
+        prefix = self.method.prompt_prefix(self.context, step) if step else ""
+        questions = [f"{prefix}\n{prompt}" if prefix else prompt for prompt in prompts]
+        for prompt in questions:
+            self._check_length(prompt, prefixed=bool(prefix))
+        with self.method.inference_context(self.context, step) if step else nullcontext():
+            responses, probabilities = self._ask(questions), self._probabilities(questions, before)
+        return [Answer(now, was.text, p) for now, was, p in zip(responses, before, probabilities, strict=True)]
+
+    def baseline(self, prompts: Sequence[str]) -> list[Answer]:
+        """What the model answers with the adapter switched off."""
+        if unknown := [prompt for prompt in prompts if prompt not in self._baseline]:
+            for prompt in unknown:
+                self._check_length(prompt)
+            with self.context.reference():
+                responses = self._ask(unknown)
+                probabilities = self._probabilities(unknown, responses)
+            for prompt, response, probability in zip(unknown, responses, probabilities, strict=True):
+                self._baseline[prompt] = Answer(response, response.text, probability)
+        return [self._baseline[prompt] for prompt in prompts]
+
+    def _ask(self, prompts: Sequence[str]) -> list[Response]:
+        context = self.context
+        chat, longest = context.config.model.chat_template, context.config.schedule.answer_tokens
+        return answer(context.model, context.tokenizer, prompts, longest, limit=context.loaded.limit, chat=chat)
+
+    def _check_length(self, prompt: str, prefixed: bool = False) -> None:
+        """Raises ConfigError where a question is too long, with what the method puts before it."""
+        if not prefixed:
+            check_prompt(prompt)
+        limit = self.context.loaded.limit
+        if (length := len(self._encoded(prompt))) >= limit:
+            behind = ", with what the method puts before it," if prefixed else ""
+            raise ConfigError(f"The question{behind} has {length:,} tokens; this model reads {limit:,}. Shorten it.")
+
+    def _encoded(self, prompt: str) -> list[int]:
+        return encode_prompt(self.context.tokenizer, prompt, self.context.config.model.chat_template)
+
+    def _probabilities(self, prompts: Sequence[str], answers: Sequence[Response]) -> list[float]:
+        """exp(-NLL per token) of each answer after its prompt, in one forward pass. An empty answer: 1."""
+        rows = []
+        for prompt, given in zip(prompts, answers, strict=True):
+            question = self._encoded(prompt)
+            rows.append(Window((*question, *given.ids), len(question), prompt, ""))
+        if not rows:
+            return []
+        model = self.context.model
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            losses = nll(model, collate(rows, self.context.pad_id, self.context.device)).mean_per_token
+        model.train(was_training)
+        return torch.exp(-losses).tolist()
