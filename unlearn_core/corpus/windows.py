@@ -108,7 +108,7 @@ def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, li
     encoded = tokenizer(passage.text, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     for mark in passage.occurrences:
-        inside = tokens_of(encoded["offset_mapping"], mark)
+        inside = tokens_of(encoded["offset_mapping"], mark.start, mark.end)
         answer = _sentence_end(passage.text, encoded["offset_mapping"], mark) - inside[0] if inside else 0
         _check_pieces(passage.text[mark.start : mark.end], [ids[i] for i in inside], tokenizer, limit)
         for start, end in sliding(ids, inside[0], limit):
@@ -116,9 +116,9 @@ def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, li
             yield Window(tuple(ids[start:end]), inside[0] - start, *facts, answer)
 
 
-def tokens_of(offsets: Iterable[tuple[int, int]], mark: Occurrence) -> list[int]:
-    """Indices of the tokens that overlap an occurrence. `offsets`: (start, end) in characters of every token."""
-    return [i for i, (begin, end) in enumerate(offsets) if end > mark.start and begin < mark.end and end > begin]
+def tokens_of(offsets: Iterable[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """Indices of the tokens that overlap the characters [start, stop). `offsets`: (start, end) of every token."""
+    return [i for i, (begin, end) in enumerate(offsets) if end > start and begin < stop and end > begin]
 
 
 def _sentence_end(text: str, offsets: Sequence[tuple[int, int]], mark: Occurrence) -> int:
