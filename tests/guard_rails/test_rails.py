@@ -93,6 +93,7 @@ def test_with_one_layer_alone_its_own_span_is_the_global_one(tiny, kind):
     assert one == other and torch.equal(by_layer, everywhere)
 
 
+@pytest.mark.slow
 def test_orthogonal_in_every_layer_is_orthogonal_globally_and_stays_so_under_any_rescaling_by_layer(tiny):
     by_layer = tiny.open(guard_rail={"scope": "layer"}, **NO_DROPOUT)
     globally = tiny.open(**NO_DROPOUT)
@@ -495,6 +496,7 @@ def test_a_fresh_adapter_is_projected_before_step_one_and_nothing_else_changes(t
     assert not any(b.any() for b in parts_of(railed, "B").values())
 
 
+@pytest.mark.slow
 def test_of_an_adapter_that_is_gone_on_with_only_the_change_is_held_off(tiny, request_one):
     run = tiny.open(model={"adapter": str(request_one)}, guard_rail={"kind": "null_space", "energy": 0.8})
     saved = load_file(request_one / "adapter_model.safetensors")

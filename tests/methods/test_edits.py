@@ -32,7 +32,7 @@ from unlearn_core.model.loading import load_base
 from unlearn_core.model.losses import nll
 from unlearn_core.model.sampling import answer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 FULL = ("ssd", "lfssd", "potion")
 EDITS = ("task_vector", "whp", *FULL, "guard_prompt", "in_context")

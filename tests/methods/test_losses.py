@@ -25,7 +25,7 @@ from unlearn_core.model.sampling import answer
 from unlearn_core.model.window import Window
 from unlearn_core.settings.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.training.engine import Unlearner
 from unlearn_core.world import REFERENCE, TARGET
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 PLAIN = {"name": "sgd", "learning_rate": 0.3, "max_gradient_norm": 0.0}
 BY_STEP = {"name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.01, "max_gradient_norm": 1.0}

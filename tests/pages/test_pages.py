@@ -201,6 +201,7 @@ def test_an_empty_compare_and_an_empty_list_of_runs_invite_to_watch(app: AppTest
     assert "No run yet" in shown(app) and not app.exception
 
 
+@pytest.mark.slow
 def test_no_page_imports_torch() -> None:
     code = (
         "import sys; from pages.setup import first_card; from pages.run import chart; sys.exit('torch' in sys.modules)"

@@ -26,6 +26,7 @@ def test_a_run_goes_through_its_life_in_order_and_the_baseline_comes_first(store
     until(lambda: store.run(run_id)["lease_owner"] is None)
 
 
+@pytest.mark.slow
 def test_answers_are_taken_at_the_sampled_steps_and_at_the_last_with_an_adapter_each(store, work):
     run_id = new_run(store, steps=7, sample_every=3)
     work()
@@ -80,6 +81,7 @@ def test_what_a_run_cannot_do_any_more_is_refused_with_its_state(store, work):
     assert {row["code"] for row in store.commands(run_id)} == {"finished"}
 
 
+@pytest.mark.slow
 def test_a_pause_that_was_asked_for_while_it_loaded_comes_before_the_first_step(store, script, work):
     run_id = new_run(store)
     store.request(run_id, "pause")
@@ -240,6 +242,7 @@ def test_two_workers_never_drive_the_same_run(store, script, work, tmp_path):
     other.close()
 
 
+@pytest.mark.slow
 def test_a_worker_whose_lease_was_taken_over_writes_nothing_more(store, script, work):
     run_id = new_run(store, steps=400)
     worker = work()
@@ -279,6 +282,7 @@ def test_a_command_for_a_run_that_another_process_drives_is_left_to_it(store, sc
     assert [c["id"] for c in open_ones] == [command, resumed] and script.opened == []
 
 
+@pytest.mark.slow
 def test_a_paused_run_is_not_set_aside_for_one_that_another_process_holds(store, script, work):
     elsewhere = new_run(store, "b")
     assert store.claim(elsewhere, "elsewhere:1:x", 60)

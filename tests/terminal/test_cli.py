@@ -174,6 +174,7 @@ def windows_of(run_file: Path, home: Path, *settings: str, as_json: bool = True)
     return Namespace(file=run_file, set=list(settings), json=as_json, home=str(home))
 
 
+@pytest.mark.slow
 def test_windows_shows_what_would_be_forgotten_and_where_its_trained_part_begins(
     run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +247,7 @@ def test_methods_lists_every_method_with_its_caption_and_its_knobs() -> None:
         assert all(method[fact] in told for fact in ("label", "formula", "passes", "data", "memory", "fails"))
 
 
+@pytest.mark.slow
 def test_one_method_is_told_in_full_and_one_that_is_not_there_is_refused() -> None:
     told, listed = cli("methods", "npo").stdout, json.loads(cli("methods", "npo", "--json").stdout)
     assert listed["name"] == "npo" and listed["about"] in told and listed["formula"] in told
