@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import Skipped, peak_memory
-from bench.report import LIBRARIES, Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, publish, today
 from bench.results import versions
 from pages.shared.format import duration, size
 from terminal.progress import ProgressLine
 from terminal.text import answer, say
 from unlearn_core.guard_rails.shared.settings import RetainRowSettings
+from unlearn_core.settings.provenance import LIBRARIES
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 TARGET = "zorblatt"

@@ -20,12 +20,12 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 
 from bench import Measure, Skipped, app, corpus, engine
-from bench.report import LIBRARIES, Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, publish, today
 from pages.shared.format import three
 from terminal.text import answer, say
+from unlearn_core.settings.provenance import library_versions
 
 PARTS: dict[str, tuple[str, Callable[[], list[Measure]]]] = {
     "engine": ("the engine", lambda: [engine.measure()]),
@@ -81,6 +81,6 @@ def report(measures: Sequence[Measure], seconds: float) -> Report:
         runs="one run",
         took=f"{seconds:.0f} s",
         cores=os.cpu_count(),
-        versions={name: version(name) for name in LIBRARIES},
+        versions=library_versions(),
         date=today(),
     )

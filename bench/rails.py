@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import home_folder
-from bench.report import LIBRARIES, Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, publish, today
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import answer
+from unlearn_core.settings.provenance import LIBRARIES
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 STEPS = 200

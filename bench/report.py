@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bench import ROOT
 from terminal.text import BadInput
+from unlearn_core.settings.provenance import LIBRARIES
 
 RESULTS = ROOT / "docs" / "results"
 PAGES = {
@@ -24,7 +25,6 @@ PAGES = {
     "gpu": "docs/performance.md",
     "world": "docs/world.md",
 }
-LIBRARIES = ("torch", "transformers", "peft")
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from bench.report import LIBRARIES, Column, Report, Table, known, today
+from bench.report import Column, Report, Table, known, today
 from pages.shared.format import duration
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.presets import PRESETS
+from unlearn_core.settings.provenance import LIBRARIES
 
 Row = Mapping[str, Any] | None
 

@@ -6,16 +6,16 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.report import LIBRARIES, Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, publish, today
 from unlearn_core.metrics import LOSS, SETS
 from unlearn_core.model.loading import context_limit, load_base
 from unlearn_core.model.sampling import answer
 from unlearn_core.settings.presets import PRESETS
+from unlearn_core.settings.provenance import library_versions
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.training.engine import Unlearner
 from unlearn_core.world import FULL, REFERENCE, TARGET, TARGET_PARTS, parts_named
@@ -161,7 +161,7 @@ def main() -> None:
             rows.append(row)
             print("  ".join(f"{name} {value:.3g}" for name, value in row.items()), file=sys.stderr, flush=True)
         tables.append(course_table(preset, rows))
-    report = Report(tuple(tables), versions={name: version(name) for name in LIBRARIES}, date=today())
+    report = Report(tuple(tables), versions=library_versions(), date=today())
     print(publish("world", report) if arguments.docs else report.markdown())
 
 

@@ -129,16 +129,14 @@ def _traces(view: View, look: Look, window: tuple[int, int]) -> tuple[list[dict[
             values = smoothed(values, look.smooth)
         x, y = thinned(steps, values)
         mode = "lines" if len(x) > 1 else "markers"
-        texts = [_told(view, name, step, look) for step in x]
+        texts = [_figure(view, name, step)[1] for step in x]
         traces.append(
             {**common, "mode": mode, "x": x, "y": _rounded(y), "line": stroke, "name": label, "text": texts}
             | {"marker": {"color": colour, "size": 7}, "hovertemplate": "%{text}<extra>" + label + "</extra>"}
         )
         place = bisect_right(steps, window[1]) - 1
         if place >= 0:
-            at = steps[place]
-            figure = percent(view.change(name, at)) if name in KEPT else three(view.value(name, at))
-            text = f"<b>{label}</b> {figure}"
+            text = f"<b>{label}</b> {_figure(view, name, steps[place])[0]}"
             meaning = RECORDED[name].explained
             labels.append({"y": values[place], "text": text, "ink": f"@{label}", "axis": axis, "hovertext": meaning})
     return traces, labels
@@ -149,11 +147,13 @@ def _in_sight(view: View, level: float) -> bool:
     return max(view.numbers.get("forget_loss", ([], [0.0]))[1], default=0.0) >= level / 4
 
 
-def _told(view: View, name: str, step: int, look: Look) -> str:
-    value = view.value(name, step)
+def _figure(view: View, name: str, step: int) -> tuple[str, str]:
+    """A loss at a step, short and in full: its value in nats, or its change with that behind."""
+    nats = three(view.value(name, step))
     if name in KEPT:
-        return f"{percent(view.change(name, step))} ({three(value)} nats)"
-    return f"{three(value)} nats"
+        change = percent(view.change(name, step))
+        return change, f"{change} ({nats} nats)"
+    return nats, f"{nats} nats"
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
