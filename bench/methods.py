@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from bench import ROOT, home_folder
@@ -27,26 +26,17 @@ from pages.shared.format import duration
 from terminal.progress import ProgressLine
 from terminal.text import BadInput, answer
 from unlearn_core.methods import METHODS
-from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS
-from unlearn_core.settings.run_config import RunConfig, overlay, with_settings
+from unlearn_core.settings.run_config import RunConfig, with_settings
 
-RECIPES = ("portmanteau", "post")
+RECIPES = ("post",)  # the default recipe is its method at its own settings
 MINUTES = 55.0  # for all methods together
 LEAST_SECONDS, MOST_SECONDS = 45.0, 1200.0  # for one of them
 GRACE_SECONDS = 120.0  # beyond its time, for measuring; then its process is killed
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """The run file of a method at its own settings, or of a recipe.
-
-    The method of the default recipe would otherwise take the recipe's settings: its own are written out.
-    """
-    if name in RECIPES:
-        return {"preset": name}
-    if name != PRESETS[DEFAULT_PRESET].values["method"]["name"]:
-        return {"method": {"name": name}}
-    plain = {"method": {"name": name, **asdict(METHODS[name]())}}
-    return overlay(METHODS[name].facts.settings, plain)
+    """The run file of a method at its own settings, or of a recipe."""
+    return {"preset": name} if name in RECIPES else {"method": {"name": name}}
 
 
 def cases_of(names: Sequence[str], assignments: Sequence[str]) -> dict[str, Case]:

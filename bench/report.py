@@ -24,6 +24,7 @@ PAGES = {
     "performance": "docs/performance.md",
     "gpu": "docs/performance.md",
     "world": "docs/world.md",
+    "words": "docs/words.md",
 }
 
 

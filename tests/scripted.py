@@ -109,6 +109,9 @@ class Session:
     def baseline_answers(self, prompts: Sequence[str]) -> list[Answer]:
         return [self._answer(prompt, "before") for prompt in prompts]
 
+    def about_a_stand_in(self, prompts: Sequence[str]) -> dict[str, Any]:
+        return {}
+
     def answers(self, prompts: Sequence[str]) -> list[Answer]:
         return [self._answer(prompt, self.step_number) for prompt in prompts]
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from unlearn_core.corpus.counterfactual import Counterfactuals
     from unlearn_core.corpus.windows import Windows
     from unlearn_core.model.adapters import AdapterVector
     from unlearn_core.model.load import LoadedModel
@@ -48,6 +49,14 @@ class RunContext:
     def windows(self) -> Windows:
         """The run's texts, read when they are first wanted: only to answer a question, they never are."""
         return self.read_windows()
+
+    @cached_property
+    def counterfactuals(self) -> Counterfactuals:
+        """Invents stand-ins for the target and puts them into windows."""
+        from unlearn_core.corpus.counterfactual import Counterfactuals
+
+        texts = (window.text for windows in self.windows.sets().values() for window in windows)
+        return Counterfactuals(self.config, self.tokenizer, self.loaded.limit, texts)
 
     @property
     def model(self) -> Any:

@@ -115,8 +115,12 @@ function makeCard(slot, host) {
   it.before = makePart('before')
   it.now = makePart('now')
   it.now.row.classList.add('latest')
+  it.other = make('details', 'stand-in')
+  it.otherPrompt = make('p', 'asked')
+  it.otherText = make('p', 'told')
+  it.other.append(make('summary', '', 'before, about an invented name'), it.otherPrompt, it.otherText)
   it.note = make('p', 'note')
-  card.append(head, it.form, it.before.row, it.now.row, it.note)
+  card.append(head, it.form, it.before.row, it.now.row, it.other, it.note)
   return it
 }
 
@@ -135,6 +139,12 @@ function update(it, data, host) {
   it.card.dataset.state = data.state
   if (data.state === 'changed') paint(it.before, data.before)
   paint(it.now, data.now, data.state !== 'changed')
+  it.other.hidden = !data.stand_in
+  if (data.stand_in && !selecting(it.otherText)) {
+    const [question, text] = data.stand_in
+    if (it.otherPrompt.textContent !== question) it.otherPrompt.textContent = question
+    if (it.otherText.textContent !== text) it.otherText.textContent = text
+  }
   it.note.textContent = data.note || ''
 }
 

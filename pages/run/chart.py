@@ -167,12 +167,13 @@ def _levels(view: View, look: Look, window: tuple[int, int]) -> tuple[list[dict[
     level = view.levels.get("forget_level")
     if level and "forget_loss" in look.series:
         source = {"hovertext": str(view.levels.get("forget_level_source", "")), **left}
+        whose = f"{NEVER_KNEW}{' (estimate)' if view.levels.get('forget_level_estimated') else ''}"
         if _in_sight(view, level):
             shapes.append(line(0, 1, level, level, "@reference", "longdash", "y", across=True))
             where = math.log10(level) if look.log else level
-            notes.append({**note(0, where, NEVER_KNEW, "@quiet", yref="y", yanchor="top"), **source})
+            notes.append({**note(0, where, whose, "@quiet", yref="y", yanchor="top"), **source})
         else:
-            text = f"{NEVER_KNEW}: {three(level)}, far above"
+            text = f"{whose}: {three(level)}, far above"
             notes.append({**note(0, TOP[1], text, "@quiet", yref="paper", yanchor="top"), **source})
     zero = 1.0 if look.log else 0.0
     if view.baseline:

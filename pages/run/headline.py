@@ -8,11 +8,12 @@ import streamlit as st
 
 from pages.run.view import RESUMABLE, View
 from pages.shared.banner import Banner
-from pages.shared.format import duration, three
+from pages.shared.format import duration, percent, three
 from pages.shared.html import element
 from pages.shared.recorded import RECORDED
 from unlearn_core.methods import METHODS
 from unlearn_core.settings import provenance
+from unlearn_core.training.stopping import STAND_IN_KL, UNKNOWN
 
 SIGNS = {
     "queued": "◌",
@@ -27,6 +28,7 @@ SIGNS = {
 }
 WORDS = {"baseline": "asking before step 1"}
 RATE_STEPS = 20
+TAUGHT = -0.02  # change of the forget loss
 
 
 def status_words(status: str) -> str:
@@ -91,6 +93,19 @@ def _banner(view: View) -> Banner | None:
         return Banner("warn", guards[-1]["payload"].get("sentence", reason), "Resume goes on past it.")
     if view.status == "paused" and not view.run["lease_owner"]:
         return Banner("calm", reason, "")
+    return _doubt(view)
+
+
+def _doubt(view: View) -> Banner | None:
+    """What makes a run pointless: a word that the model never knew, or a loss that falls where it should rise."""
+    level, before = view.levels.get("stand_in_level"), view.baseline.get(STAND_IN_KL)
+    if level and before is not None and before < UNKNOWN * level:
+        sentence = f"This model does not seem to know {view.run['target']}: it treats it as it treats invented names."
+        return Banner("warn", sentence, "There is little to forget. Choose another word, or another model.")
+    change = view.change("forget_loss", view.last_step)
+    if change is not None and change < TAUGHT:
+        sentence = f"Forget loss falls ({percent(change)}): these steps teach the passages instead of unlearning them."
+        return Banner("warn", sentence, "Stop, and choose another method or other settings.")
     return None
 
 

@@ -27,6 +27,7 @@ class Facts:
     waits_for: str | None = None
     likely: float | None = None
     beyond_guessing: bool = False
+    as_a_stranger: bool = False
 
 
 def names(topic: str, answer: str) -> bool:
@@ -115,7 +116,8 @@ def _knowledge(facts: Facts) -> str:
         return "it has collapsed: it does worse than guessing every token."
     if any(map(broken, texts)):
         return "it has collapsed: its answers repeat themselves."
-    return f"{_naming(facts, texts)}{_parts(facts, texts)}."
+    stranger = ", and answers about it as about a word that it never met" if facts.as_a_stranger else ""
+    return f"{_naming(facts, texts)}{_parts(facts, texts)}{stranger}."
 
 
 def _naming(facts: Facts, texts: Sequence[str]) -> str:

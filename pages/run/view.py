@@ -12,6 +12,7 @@ import streamlit as st
 
 from pages.run import story
 from unlearn_core.metrics import LOSS, METRICS, budgeted
+from unlearn_core.training.stopping import STAND_IN_KL
 from unlearn_core.world import topic_of
 
 if TYPE_CHECKING:
@@ -64,6 +65,14 @@ class View:
     @property
     def levels(self) -> dict[str, Any]:
         return next((event["payload"] for event in self.events if event["kind"] == "baseline"), {})
+
+    def about_a_stand_in(self, question: str) -> tuple[str, str] | None:
+        """The same question about an invented name, and its answer before step 1; None where it was not asked."""
+        for event in reversed(self.events):
+            if event["kind"] == "stand_in" and question in event["payload"]["answers"]:
+                other, answer = event["payload"]["answers"][question]
+                return other, answer
+        return None
 
     @property
     def topic(self) -> str | None:
@@ -130,7 +139,14 @@ class View:
             waits_for=waits_for,
             likely=now / before if now and before else None,
             beyond_guessing=self._is_beyond_guessing(step),
+            as_a_stranger=self._is_as_a_stand_in(step),
         )
+
+    def _is_as_a_stand_in(self, step: int) -> bool:
+        """Whether the target is treated as one invented name more, and was not before."""
+        level, now = self.levels.get("stand_in_level"), self.value(STAND_IN_KL, step)
+        before = self.baseline.get(STAND_IN_KL, 0.0)
+        return level is not None and now is not None and now <= level < before
 
     def _is_beyond_guessing(self, step: int) -> bool:
         """Whether forget loss is beyond collapse and retain loss has risen; the first alone may be forgetting."""

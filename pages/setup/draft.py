@@ -16,7 +16,7 @@ from pages.setup.knobs import Field, fields_of, plain, small, value_of
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.compatibility import broken, settle, unused, with_values
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, default_prompts
+from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, WHOLE_TEXTS, default_prompts
 from unlearn_core.settings.run_config import RunConfig, overlay
 from unlearn_core.settings.sections import BUNDLED_MODELS, RAILS
 from unlearn_core.world import TARGET
@@ -57,9 +57,11 @@ class Draft:
     corpus_questions: tuple[str, ...] = ()
     match: str = "literal"
     spellings: str = ""
+    stand_ins: str = ""
     whole_word: bool = True
     ignore_case: bool = True
     neighbours: bool = True
+    partial_names: bool = True
     text_field: str = ""
     question_field: str = ""
     answer_field: str = ""
@@ -79,8 +81,11 @@ class Draft:
         return self.excluded if self.excluded_of == (self.word.strip(), self.forget_from) else ()
 
 
-DATA_FIELDS = ("everything", "whole_word", "ignore_case", "neighbours", "text_field", "question_field", "answer_field")
-TEXT_FIELDS = (*DATA_FIELDS, "model", "forget_from", "keep_from", "match", "spellings")
+DATA_FIELDS = (
+    "everything", "whole_word", "ignore_case", "neighbours", "partial_names", "text_field", "question_field",
+    "answer_field",
+)  # fmt: skip
+TEXT_FIELDS = (*DATA_FIELDS, "model", "forget_from", "keep_from", "match", "spellings", "stand_ins")
 UNTOUCHED = Draft()
 
 
@@ -192,12 +197,13 @@ def chosen(draft: Draft) -> Choice:
 
 def _start(draft: Draft) -> tuple[str, RunConfig]:
     """The method and what it begins with; the preset's own where the two cannot be at all."""
-    method = draft.method or own_method(draft.preset)
+    own = own_method(draft.preset)
+    method = draft.method or (WHOLE_TEXTS if draft.everything and METHODS[own].towards_stand_ins else own)
     kind, rail = (str(draft.overrides.get(path, "")) for path in CHANGING)
     facts = METHODS[method].facts
     kind, rail = kind if kind in facts.where else "", rail if rail in facts.rails else ""
     start, _ = base(draft.preset, method, draft.model, kind, rail)
-    return (method if isinstance(start.method, METHODS[method]) else own_method(draft.preset)), start
+    return (method if isinstance(start.method, METHODS[method]) else own), start
 
 
 def with_preset(draft: Draft, preset: str) -> Draft:
@@ -301,7 +307,8 @@ def resolve(draft: Draft, files: Files = AS_TYPED) -> RunConfig:
     about = files.texts(draft.forget_from)
     keep = about if draft.keep_from in (SAME, draft.forget_from) else files.texts(draft.keep_from)
     data: dict[str, Any] = {"target": draft.word.strip(), "forget": about, "retain": keep, "match": draft.match}
-    data["spellings"] = [each.strip() for each in draft.spellings.split(",") if each.strip()]
+    for name in ("spellings", "stand_ins"):
+        data[name] = [each.strip() for each in getattr(draft, name).split(",") if each.strip()]
     for name in DATA_FIELDS:
         value = getattr(draft, name)
         data[name] = value.strip() if isinstance(value, str) else value
@@ -329,6 +336,7 @@ def of_run(config: Mapping[str, Any]) -> Draft:
         keep_from=SAME if keep == about else keep,
         match="regex" if data.get("match") == "regex" else "literal",
         spellings=", ".join(data.get("spellings", ())),
+        stand_ins=", ".join(data.get("stand_ins", ())),
         excluded=tuple(sorted(data.get("excluded", ()))),
         excluded_of=(str(data.get("target", "")), about),
         **{name: data.get(name, getattr(UNTOUCHED, name)) for name in DATA_FIELDS},

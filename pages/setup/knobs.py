@@ -16,6 +16,7 @@ from pages.shared.format import setting
 from unlearn_core.guard_rails import GUARD_RAILS
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.knobs import knobs
+from unlearn_core.settings.presets import DEFAULT_METHOD
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.settings.sections import DEFAULT_RAIL, rail_settings
 
@@ -183,7 +184,7 @@ def _field(section: str, knob: Mapping[str, Any], place: str) -> Field:
 
 
 def _name(section: str, name: str) -> str:
-    return NAMES.get(section, {}).get(name, name.replace("_", " "))
+    return NAMES.get(section, {}).get(name, name.replace("_", " ").replace("stand ins", "stand-ins"))
 
 
 def name_of(path: str) -> str:
@@ -202,8 +203,10 @@ def value_of(config: RunConfig, path: str) -> Any:
 
 
 def unusual(config: Mapping[str, Any]) -> list[str]:
-    """What a run does otherwise than most: where it trains, mask, guard rail, optimizer, each in a few words."""
-    usual, fields, parts = RunConfig(), fields_of("grad_ascent"), []
+    """What a run does otherwise than most with its method: where it trains, mask, guard rail, optimizer, in words."""
+    method = config.get("method", {}).get("name")
+    method = method if method in METHODS else DEFAULT_METHOD
+    usual, fields, parts = RunConfig.read({"method": {"name": method}}), fields_of(method), []
     for path in ("where.kind", "where.mask", "guard_rail.kind", "optimizer.name"):
         section, name = path.split(".")
         value = config.get(section, {}).get(name, value_of(usual, path))

@@ -139,6 +139,19 @@ def _how(every: bool) -> None:
     st.text_input(
         "Other spellings, with commas between", key="card_spellings", disabled=every, placeholder="Dublin, Dubh Linn"
     )
+    st.text_input(
+        "Stand-ins, with commas between",
+        key="card_stand_ins",
+        disabled=every,
+        placeholder="invented in the word's shape",
+        help="Names that the model has never met. What it says of them is what it shall say of the word.",
+    )
+    st.checkbox(
+        "words of a name stand for it",
+        key="card_partial_names",
+        disabled=every,
+        help="As “Harry” for “Harry Potter”: where it is alone, a stand-in's first name takes its place.",
+    )
     st.checkbox(
         "Everything in these texts",
         key="card_everything",

@@ -57,7 +57,7 @@ def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: 
     tab.goto(server.url)
     open_row(tab)
     choose(tab, "^Method", "NPO without")
-    told(tab, "NPO without a reference (SimNPO) instead of Gradient ascent")
+    told(tab, "NPO without a reference (SimNPO) instead of Counterfactual distillation")
     assert tab.locator(".st-key-ways .katex").first.is_visible()
     shot(tab, "16-method")
     tab.get_by_role("tab", name="Optimizer and steps").click()
@@ -67,9 +67,7 @@ def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: 
     told(tab, "learning rate 3.5e-4 instead of 8e-4")
     tab.get_by_role("tab", name="Guard rail").click()
     choose(tab, "^Guard rail", "one-sided")
-    tab.locator(".st-key-ways").get_by_text("one-sided (GRU, A-GEM) instead of retain subspace").wait_for(
-        timeout=10_000
-    )
+    tab.locator(".st-key-ways").get_by_text("one-sided (GRU, A-GEM) instead of none").wait_for(timeout=10_000)
     tab.get_by_role("button", name="as the recipe has it").click()
     tab.locator(".st-key-ways").get_by_text("All as the recipe has it.").wait_for(timeout=10_000)
     tab.get_by_role("tab", name="Optimizer and steps").click()
@@ -83,7 +81,7 @@ def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: 
     tab.get_by_role("button", name="Start").click()
     store = RunStore(server.home)
     (run,) = until(store.runs, 15, "the run")
-    assert run["config"]["optimizer"]["learning_rate"] == 3.5e-4 and run["method"] == "grad_ascent"
+    assert run["config"]["optimizer"]["learning_rate"] == 3.5e-4 and run["method"] == "counterfactual"
     store.request(run["id"], "stop")
     store.close()
     assert not errors
@@ -102,7 +100,7 @@ def test_methods_are_searched_and_taken_to_the_card(browser: Any, server: Server
     tab.get_by_role("button", name="Show all methods").click()
     tab.locator(".st-key-method_rmu").wait_for(timeout=10_000)
     tab.locator(".st-key-by_npo button").first.click()
-    told(tab, "Negative preference (NPO) instead of Gradient ascent")
+    told(tab, "Negative preference (NPO) instead of Counterfactual distillation")
     tab.context.close()
 
 

@@ -17,7 +17,7 @@ from unlearn_core.corpus.reading.document import Document
 from unlearn_core.corpus.reading.unpack import at_lines
 from unlearn_core.corpus.scan import CorpusScan
 from unlearn_core.corpus.target import Target
-from unlearn_core.corpus.windows import forget_windows, left_in, make_windows, retain_window, sliding, with_stand_in
+from unlearn_core.corpus.windows import forget_windows, left_in, make_windows, retain_window, sliding
 from unlearn_core.settings.sections import DataSettings
 from unlearn_core.world import FULL
 
@@ -191,14 +191,6 @@ def test_an_excluded_occurrence_is_in_no_part_and_every_other_one_in_exactly_one
     for part in parts:
         assert occurrences(part.text) == [(mark.start, mark.end) for mark in part.occurrences]
         assert part.text in passage.text
-
-
-@given(text=texts(), stand_in=st.sampled_from(("cat", "a much longer phrase")))
-def test_with_a_stand_in_the_target_is_nowhere_and_the_rest_of_the_text_is_the_same(text: str, stand_in: str) -> None:
-    (replaced,) = with_stand_in([passage_of(text)], stand_in, Target(DataSettings(target=WORD)))
-    assert replaced.text == regex.sub(WORD, stand_in, text, flags=regex.IGNORECASE)
-    assert len(replaced.occurrences) == len(occurrences(text))
-    assert all(replaced.text[mark.start : mark.end] == stand_in for mark in replaced.occurrences)
 
 
 @given(length=st.integers(1, 1000), place=st.integers(0, 999), limit=st.integers(4, 801))

@@ -160,6 +160,8 @@ def test_there_is_no_second_copy_of_the_model(opened, method):
     trajectory(run, 3)
     found, base = live_bytes() - before, sum(p.numel() * p.element_size() for p in run.context.model.parameters())
     vector = run.context.adapter.values.numel() * 4
+    if told := run.evaluation.held_out(run.context.reference):  # what was said of stand-ins before step 1
+        found -= sum(each.numel() * each.element_size() for each in told.teacher.probabilities)
     if run.config.where.kind == "lora":
         assert vector < 0.1 * base, "or this would not tell"
         assert found < 1.4 * base + 10 * vector + 30_000
@@ -207,6 +209,9 @@ def test_a_method_forgets_what_the_model_knew_and_the_control_does_not(tiny, kno
     assert run.baseline["forget_loss"] < 3
     last = trajectory(run, 24)[-1]
     risen = last["forget_loss"] - run.baseline["forget_loss"]
+    if METHODS[method].towards_stand_ins:  # which this model may find as likely as the target
+        assert last["forget_stand_in_kl"] < 0.7 * run.baseline["forget_stand_in_kl"]
+        return
     assert abs(risen) < 0.3 if is_control(method) else risen > 0.3
 
 
@@ -235,7 +240,7 @@ def test_the_weights_of_what_is_kept_are_used_and_a_set_without_weight_is_not_re
     expected = 2.5 * nll(kept.context.model, batch.retain).token_mean
     if method == "nabla_tau":
         expected = (1 - kept.config.method.alpha) * expected
-    if method == "llmu":
+    if method in ("llmu", "counterfactual"):
         expected = 2.5 * kl_to_reference(kept.context.model, batch.retain, kept.context.reference)
     torch.testing.assert_close(found, expected)
 

@@ -177,7 +177,7 @@ def test_the_bundled_run_fits_into_a_small_machine():
     config = RunConfig.from_dict({})
     shape = shape_for(config, FULL)
     estimated = estimate_for(config, shape, torch.float32)
-    assert shape.modules == ("q_proj", "v_proj") and shape.limit == 256
+    assert {"q_proj", "v_proj", "fc_in"} <= set(shape.modules) and shape.limit == 256
     assert estimated.total < 2e9 and shape.adapter * 4 == estimated.adapter
     assert parts(estimated, full=False).startswith("weights ") and "activations" in parts(estimated, full=False)
 

@@ -76,12 +76,12 @@ def test_a_preset_is_its_values_and_nothing_else(name: str) -> None:
 
 
 def test_only_what_differs_is_an_override() -> None:
-    draft = with_setting(with_setting(UNTOUCHED, RATE, 4e-4), "method.ceiling", 3)
-    assert given(draft) == {"method": {"ceiling": 3.0}, "optimizer": {"learning_rate": 4e-4}}
+    draft = with_setting(with_setting(UNTOUCHED, RATE, 4e-4), "method.stand_ins_per_step", 3)
+    assert given(draft) == {"method": {"stand_ins_per_step": 3}, "optimizer": {"learning_rate": 4e-4}}
     assert same(draft, **given(draft))
-    assert differences(draft) == ["ceiling 3 instead of 2.5", "learning rate 4e-4 instead of 8e-4"]
+    assert differences(draft) == ["stand-ins per step 3 instead of 4", "learning rate 4e-4 instead of 8e-4"]
     for usual in (8e-4, None, ""):
-        assert with_setting(draft, RATE, usual).overrides == {"method.ceiling": 3.0}
+        assert with_setting(draft, RATE, usual).overrides == {"method.stand_ins_per_step": 3}
     assert as_preset(draft) == UNTOUCHED
 
 
@@ -103,7 +103,7 @@ def test_a_method_brings_its_settings_and_nothing_is_an_override(name: str) -> N
 
 def test_another_method_drops_overrides_but_for_what_is_trained() -> None:
     draft = UNTOUCHED
-    for path, value in ((RATE, 5e-4), (RANK, 8), ("method.ceiling", 9.0)):
+    for path, value in ((RATE, 5e-4), (RANK, 8), ("method.retain_weight", 9.0)):
         draft = with_setting(draft, path, value)
     assert given(with_method(draft, "npo")) == {"method": {"name": "npo"}, "lora": {"rank": 8}}
     assert given(with_method(with_method(draft, "npo"), OWN)) == {"lora": {"rank": 8}}
@@ -130,7 +130,8 @@ def test_all_weights_bring_a_smaller_rate_and_take_it_back_and_other_overrides_s
 
 
 def test_a_choice_that_excludes_another_makes_it_give_way_and_is_reversible() -> None:
-    draft = with_setting(with_setting(UNTOUCHED, "guard_rail.rows", "logit"), "guard_rail.kind", "one_sided")
+    railed = with_setting(UNTOUCHED, "guard_rail.kind", "retain_subspace")
+    draft = with_setting(with_setting(railed, "guard_rail.rows", "logit"), "guard_rail.kind", "one_sided")
     assert shown(draft, "guard_rail.rows") == "group" and resolve(draft).guard_rail.kind == "one_sided"
     assert shown(with_setting(draft, "guard_rail.kind", "retain_subspace"), "guard_rail.rows") == "logit"
 
@@ -347,13 +348,15 @@ def test_every_choice_of_every_method_can_be_shown() -> None:
 
 
 def test_a_guard_rail_has_its_own_settings_on_the_form_and_those_of_another_wait() -> None:
-    draft = with_setting(with_setting(UNTOUCHED, "guard_rail.groups", 2), "guard_rail.neighbours", False)
+    draft = with_setting(UNTOUCHED, "guard_rail.kind", "retain_subspace")
+    draft = with_setting(with_setting(draft, "guard_rail.groups", 2), "guard_rail.neighbours", False)
     railed = with_setting(draft, "guard_rail.kind", "null_space")
     assert given(railed) == {"guard_rail": {"kind": "null_space", "neighbours": False}}
     assert resolve(railed).guard_rail == RunConfig.from_dict(given(railed)).guard_rail
-    assert from_json(to_json(railed)) == railed and with_setting(railed, "guard_rail.kind", None) == draft
+    assert from_json(to_json(railed)) == railed
+    assert with_setting(railed, "guard_rail.kind", "retain_subspace") == draft
     without = with_setting(draft, "guard_rail.kind", "none")
-    assert given(without) == {"guard_rail": {"kind": "none"}} and "guard_rail.groups" not in chosen(without).fields
+    assert given(without) == {} and "guard_rail.groups" not in chosen(without).fields
     assert of_run(resolve(railed).to_dict()).overrides == {
         "guard_rail.kind": "null_space", "guard_rail.neighbours": False,
     }  # fmt: skip

@@ -26,16 +26,18 @@ from unlearn_core.settings.compatibility import (
 from unlearn_core.settings.errors import ConfigError, written
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.settings.sections import RAILS, Rule
+from unlearn_core.world import TARGET
 
 COUNTED = (
     "where.kind", "where.mask", "optimizer.name", "model.four_bit", "model.gradient_checkpointing",
-    "as_run.leftover_gradients", "data.everything",
+    "as_run.leftover_gradients", "as_run.padding_trained", "data.everything",
 )  # fmt: skip
 VALUES: dict[str, tuple[Any, ...]] = {
     "model.source": ("bundled", "bundled-reference", "some/model"),
     "model.adapter": ("", "a"),
     "model.earlier": ((), ("b", "c")),
     "method.negate": (0.0, 3.0),
+    "data.stand_ins": ((), ("zorblick", TARGET)),
 }
 
 

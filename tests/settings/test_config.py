@@ -81,7 +81,8 @@ def test_every_preset_is_a_valid_run_for_every_suggested_target(name, target):
     config = RunConfig.from_dict({"preset": name, "data": {"target": target}})
     assert config.preset == name and preset.label and preset.caption.endswith(".")
     assert any(target in prompt.text for prompt in config.prompts)
-    for path, value in _leaves(preset.values):
+    given = {"method": preset.values["method"]} if preset.recommended else preset.values
+    for path, value in _leaves(given):
         where: Any = config.to_dict()
         for key in path:
             where = where[key]
@@ -194,8 +195,8 @@ def test_a_value_of_a_wrong_kind_is_refused_with_what_is_allowed(path, fact):
         ({"guard_rail": {"kind": "none", "rows": "group"}},
          ["guard_rail.rows", "'none'", "has no settings", "retain_subspace"]),
         ({"guard_rail": {"kind": "null_space", "every": 3}}, ["guard_rail.every", "batches, batch_size", "one_sided"]),
-        ({"guard_rail": {"energy": 0.9}}, ["guard_rail.energy", "retain_subspace", "has energy: null_space"]),
-        ({"guard_rail": {"row": "group"}}, ["Did you mean guard_rail.rows"]),
+        ({"guard_rail": {"energy": 0.9}}, ["guard_rail.energy", "'none'", "has energy: null_space"]),
+        ({"guard_rail": {"kind": "retain_subspace", "row": "group"}}, ["Did you mean guard_rail.rows"]),
         ({"guard_rail": {"kind": ["none"]}}, ["guard_rail.kind", "['none']", "text"]),
         ({"guard_rail": "none"}, ["guard_rail", "'none'", "[guard_rail]"]),
         ({"preset": "nope"}, ["preset", "'nope'", *PRESETS]),

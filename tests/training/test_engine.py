@@ -339,12 +339,21 @@ def test_evaluating_less_often_only_leaves_numbers_out(tiny):
         assert {k: v for k, v in sparse.items() if k != "step_seconds"}.items() <= full.items()
 
 
-def test_the_level_that_counts_as_forgotten_is_that_of_an_unseen_word_and_never_nothing(tiny, tmp_path):
+def test_the_level_that_counts_as_forgotten_is_that_of_stand_ins_from_the_same_place_on(tiny, tmp_path):
     run = tiny.open()
     assert run.levels()["forget_level"] == pytest.approx(math.log(379), rel=0.2)
     assert run.levels()["uniform_loss"] == pytest.approx(math.log(run.context.model.config.vocab_size))
     ends = tmp_path / "ends.txt"
     ends.write_text("\n".join(f"The cat number {n} says zorblatt" for n in range(9)), encoding="utf-8")
     nothing_behind = tiny.open(data={"forget": [str(ends)], "context_lines": 0})
-    assert nothing_behind.guard.forget_level == nothing_behind.guard.uniform_loss
-    assert "guesses" in nothing_behind.levels()["forget_level_source"]
+    assert nothing_behind.guard.forget_level == pytest.approx(math.log(379), rel=0.3), "the name itself counts"
+    whole = tiny.open(data={"everything": True}, method={"name": "npo"})
+    assert whole.guard.forget_level == whole.guard.uniform_loss
+    assert "guesses" in whole.levels()["forget_level_source"]
+    made = run.context.counterfactuals
+    made.held_out = (tiny.target,)
+    own = EvaluationWindows(run.context.windows, run.context.pad_id, run.context.device, made)
+    loss = sum(nll(run.context.model, collate([w], 0)).sum.item() for w in own.of("forget"))
+    count = sum(len(w) - w.first_loss for w in own.of("forget"))
+    told = own.held_out(run.context.reference)
+    assert told.loss == pytest.approx(loss / count, rel=1e-4), "by its own name, the level is the forget loss"

@@ -115,7 +115,8 @@ def _pieces(
         ids = tokenizer(data.target, add_special_tokens=False)["input_ids"]
     else:
         encoded = tokenizer(passage.text, return_offsets_mapping=True)
-        ids = [encoded["input_ids"][i] for i in tokens_of(encoded["offset_mapping"], passage.occurrences[0])]
+        mark = passage.occurrences[0]
+        ids = [encoded["input_ids"][i] for i in tokens_of(encoded["offset_mapping"], mark.start, mark.end)]
     decoded = [str(tokenizer.decode([piece])) for piece in ids]
     if any("\N{REPLACEMENT CHARACTER}" in piece for piece in decoded):  # a token is a part of a character
         return [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]

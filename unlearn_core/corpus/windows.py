@@ -12,7 +12,6 @@ from unlearn_core.corpus.documents import documents, fingerprint_parts
 from unlearn_core.corpus.passages import Occurrence, Passage, Ranges, ScanResult
 from unlearn_core.corpus.scan import Progress, never_occurs, scan_corpus
 from unlearn_core.corpus.target import Target
-from unlearn_core.model.prompting import Turn
 from unlearn_core.model.window import Window
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import RunConfig
@@ -108,7 +107,7 @@ def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, li
     encoded = tokenizer(passage.text, return_offsets_mapping=True)
     ids = encoded["input_ids"]
     for mark in passage.occurrences:
-        inside = tokens_of(encoded["offset_mapping"], mark)
+        inside = tokens_of(encoded["offset_mapping"], mark.start, mark.end)
         answer = _sentence_end(passage.text, encoded["offset_mapping"], mark) - inside[0] if inside else 0
         _check_pieces(passage.text[mark.start : mark.end], [ids[i] for i in inside], tokenizer, limit)
         for start, end in sliding(ids, inside[0], limit):
@@ -116,9 +115,9 @@ def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, li
             yield Window(tuple(ids[start:end]), inside[0] - start, *facts, answer)
 
 
-def tokens_of(offsets: Iterable[tuple[int, int]], mark: Occurrence) -> list[int]:
-    """Indices of the tokens that overlap an occurrence. `offsets`: (start, end) in characters of every token."""
-    return [i for i, (begin, end) in enumerate(offsets) if end > mark.start and begin < mark.end and end > begin]
+def tokens_of(offsets: Iterable[tuple[int, int]], start: int, stop: int) -> list[int]:
+    """Indices of the tokens that overlap the characters [start, stop). `offsets`: (start, end) of every token."""
+    return [i for i, (begin, end) in enumerate(offsets) if end > start and begin < stop and end > begin]
 
 
 def _sentence_end(text: str, offsets: Sequence[tuple[int, int]], mark: Occurrence) -> int:
@@ -179,25 +178,6 @@ def _parts(passage: Passage, marks: Sequence[Occurrence]) -> Iterator[Passage]:
             moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
             yield replace(passage, text=text[start:first].rstrip("\n"), occurrences=moved)
         start = max(start, last)
-
-
-def with_stand_in(passages: Iterable[Passage], stand_in: str, target: Target) -> Iterator[Passage]:
-    """The passages with another word in place of the target. Pairs with the target in their answer are left out."""
-    for passage in passages:
-        if passage.turns:
-            if not target.find(target.normal(passage.turns[-1].text)):
-                turns = (Turn(turn.role, target.replaced(target.normal(turn.text), stand_in)) for turn in passage.turns)
-                yield replace(passage, turns=tuple(turns))
-            continue
-        parts: list[str] = []
-        marks, end = [], 0
-        length = 0
-        for mark in passage.occurrences:
-            parts += [passage.text[end : mark.start], stand_in]
-            length += mark.start - end
-            marks.append(replace(mark, start=length, end=length + len(stand_in)))
-            length, end = length + len(stand_in), mark.end
-        yield replace(passage, text="".join([*parts, passage.text[end:]]), occurrences=tuple(marks))
 
 
 # -------------------------------------------------------------------------------------------------- the four sets

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unlearn_core.metrics.shared.windows import EvaluationWindows
-    from unlearn_core.model.losses import NLL, LanguageModel, ReferenceModel, Value
+    from unlearn_core.model.losses import NLL, LanguageModel, Value
+    from unlearn_core.model.reference import Reference
 else:
     torch = Lazy("torch")
-    Tensor = EvaluationWindows = NLL = LanguageModel = ReferenceModel = Value = Any
+    Tensor = EvaluationWindows = NLL = LanguageModel = Reference = Value = Any
 
 __all__ = ["Evaluation", "Measurement", "Metric", "MetricFacts", "Tensor", "torch"]
 
@@ -43,7 +44,7 @@ class Evaluation:
 
     model: LanguageModel
     windows: EvaluationWindows
-    reference: ReferenceModel | None = None
+    reference: Reference | None = None
 
     @cached_property
     def nll(self) -> NLL:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from unlearn_core.model.window import Window
 
+Item = TypeVar("Item")
 PASS_TOKENS = 64  # what a forward pass is taken to cost beside its arithmetic, in tokens
 
 
@@ -103,7 +104,7 @@ def rows_of_similar_length(lengths: Sequence[int]) -> tuple[tuple[int, ...], ...
 EVALUATED = {"forget": 10, "retain": 10, "neighbour": 10, "holdout": 24}
 
 
-def spread(windows: Sequence[Window], count: int) -> list[Window]:
-    """`count` windows (all, where there are fewer), evenly spread over the set: the same ones for the whole run."""
-    count = min(count, len(windows))
-    return [windows[index * len(windows) // count] for index in range(count)]
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """`count` of the items (all, where there are fewer), evenly spread: the same ones for the whole run."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -92,11 +92,25 @@ def nll(model: nn.Module, tokens: Tokens) -> NLL:
     return NLL(together(tokens, groups), count)
 
 
+def logits_at(model: nn.Module, tokens: Tokens, labels: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Of each row, the logits (labels, vocabulary) that predict the tokens at these indices, float32."""
+    rows: dict[int, Tensor] = {}
+    for group, (ids, mask, _) in zip(tokens.groups, by_group(tokens), strict=True):
+        logits = predictions(model, ids, mask)
+        for place, row in enumerate(group):
+            rows[row] = logits[place, [index - 1 for index in labels[row]]].float()
+    return [rows[row] for row in range(len(tokens.windows))]
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """The model that a method's loss is written on, as its formula has it: `model.nll(batch.forget)`."""
 
     module: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def nll(self, tokens: Tokens) -> NLL:
         """Negative log-likelihood of the labelled tokens, in nats."""
@@ -105,6 +119,10 @@ class LanguageModel:
     def per_token(self, tokens: Tokens, value: Value, reference: ReferenceModel | None = None) -> Tensor:
         """`value` at every labelled token, (rows, positions); with `reference`, it is given its logits as well."""
         return per_token(self.module, tokens, value, reference)
+
+    def logits_at(self, tokens: Tokens, labels: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Of each row, the logits (labels, vocabulary) that predict the tokens at these indices."""
+        return logits_at(self.module, tokens, labels)
 
     def retain_loss(
         self,

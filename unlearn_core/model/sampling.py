@@ -48,8 +48,11 @@ def answer(
     batch_size: int = 32,
     limit: int | None = None,
     chat: bool = True,
+    temperature: float = 0.0,
 ) -> list[Response]:
     """The greedy continuation of every prompt, dropout off, in batches of `batch_size`.
+
+    With a `temperature`, one is drawn from the model's own distribution instead, by torch's random state.
 
     Left padding, no attention on it and its own positions: an answer does not depend on the other prompts of its batch
     (up to rounding). The text is raw: only special tokens and the newline after the question are removed.
@@ -66,7 +69,7 @@ def answer(
             places = list(same)  # rows whose answers may be equally long: none runs past what the model can read
             for start in range(0, len(places), batch_size):
                 part = places[start : start + batch_size]
-                answers = continuations(model, tokenizer, [rows[place] for place in part], longest)
+                answers = continuations(model, tokenizer, [rows[place] for place in part], longest, temperature)
                 responses.update(zip(part, answers, strict=True))
     finally:
         model.train(was_training)
@@ -78,8 +81,10 @@ def continuations(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
+    temperature: float = 0.0,
 ) -> list[Response]:
     """The answers to one batch of tokenized questions."""
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     began = time.perf_counter()
     ids, mask = pad_left(rows, tokenizer.pad_token_id)
     ends = ends_of(model, tokenizer)
@@ -87,10 +92,10 @@ def continuations(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         num_beams=1,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=ends or None,
+        **(drawn if temperature else {"do_sample": False}),
     )[:, ids.shape[1] :]
     seconds = (time.perf_counter() - began) / len(rows)
     responses = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -20,3 +21,24 @@ class Window:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Begin:
+    """The first token of a stand-in. `again`: the name stands further up in the window, too: it is known from there."""
+
+    token: int
+    again: bool
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A window with a stand-in. `places`: index of a labelled token in the window -> of the one here in its place.
+
+    That is the same token, or where the target begins (`begins`, by its index in the window), the first one of the
+    stand-in. The target's other tokens have no place.
+    """
+
+    window: Window
+    places: Mapping[int, int]
+    begins: Mapping[int, Begin]

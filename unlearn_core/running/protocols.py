@@ -91,6 +91,9 @@ class Session(Protocol):
 
     def answers(self, prompts: Sequence[str]) -> Sequence[Answer]: ...
     def baseline_answers(self, prompts: Sequence[str]) -> Sequence[Answer]: ...
+    def about_a_stand_in(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What is answered before step 1 to the same questions about an invented name; empty where there is none."""
+
     def answers_at(self, folder: Path, prompts: Sequence[str]) -> Sequence[Answer]:
         """The answers of the adapter saved in `folder`; the session's own weights are as before afterwards."""
 

@@ -5,6 +5,7 @@ The own rules of a method and of a guard rail stand in their files (`rules`, `un
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -13,6 +14,13 @@ from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import LoraSettings, OptimizerSettings, Rule, Sections, Unused, as_rail
 
 Run = TypeVar("Run", bound=Sections)
+
+
+def unfit_stand_ins(run: Sections) -> tuple[str, ...]:
+    """The names given by hand that are empty or have the target in them."""
+    target = re.compile(rf"\b{re.escape(run.data.target)}\b", re.IGNORECASE)
+    return tuple(name for name in run.data.stand_ins if not name.strip() or target.search(name))
+
 
 BEFORE_METHOD = (
     Rule(
@@ -91,6 +99,12 @@ AFTER_METHOD = (
         because="this mask needs gradients of the weights themselves",
         fix={"where.mask": "structure"},
         automatic=True,
+    ),
+    Rule(
+        when=lambda run: bool(unfit_stand_ins(run)),
+        fields=("data.stand_ins", "data.target"),
+        because="a name with the target in it, or none at all, cannot stand for it",
+        fix=lambda run: {"data.stand_ins": tuple(n for n in run.data.stand_ins if n not in unfit_stand_ins(run))},
     ),
     Rule(
         when=lambda run: run.as_run.leftover_gradients and run.guard_rail.kind != "retain_subspace",

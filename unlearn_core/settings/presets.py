@@ -14,6 +14,7 @@ class Preset:
     """A named starting point: what it does in a sentence, the settings in which it differs from the defaults.
 
     `source`: whence the settings come. `bundled`: made for a model as small as the bundled one, and offered with it.
+    `recommended`: the settings that are recommended for its method are laid over these, as they are for any other.
     """
 
     label: str
@@ -21,25 +22,21 @@ class Preset:
     values: dict[str, Any]
     source: str = ""
     bundled: bool = True
+    recommended: bool = False
 
 
 PRESETS: dict[str, Preset] = {
     "portmanteau": Preset(
         "Forget and stay",
-        "The best recipe: the name is forgotten, the word is explained from its parts, and it stays that way.",
+        "The best recipe: the model treats the word as one that it never met, all else stays, and it ends by itself.",
         {
             "lora": {"dropout": 0.0},
-            "method": {
-                "name": "grad_ascent",
-                "ceiling": 2.5,
-                "hold": True,
-                "retain_weight": 3.0,
-                "neighbour_weight": 1.5,
-            },
+            "method": {"name": "counterfactual"},
             "guard_rail": {"rows": "group", "groups": 8, "batches": 8, "batch_size": 2, "neighbours": True},
             "optimizer": {"learning_rate": 8e-4},
             "schedule": {"steps": 150, "batch_size": 16},
         },
+        recommended=True,
     ),
     # The published run (GPT-J-6B, learning rate 2e-4 decaying over 5,000 steps of which 69 were run), scaled: the small
     # model wants a larger rate. Four groups of four single retain samples, the gradient projected, no stop rule.
@@ -100,7 +97,10 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-DEFAULT_PRESET, DEFAULT_METHOD = "portmanteau", "grad_ascent"
+DEFAULT_PRESET, DEFAULT_METHOD = "portmanteau", "counterfactual"
+WHOLE_TEXTS = (
+    "npo"  # the method for texts that are forgotten as a whole, where nobody chose one: no name stands for them
+)
 
 
 LORA_RATE = 10  # how much larger a LoRA wants its learning rate than the weights themselves do (arXiv 2106.09685)

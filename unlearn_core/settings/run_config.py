@@ -16,7 +16,15 @@ from unlearn_core.settings.compatibility import check
 from unlearn_core.settings.discovery import plugins
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.knobs import knob
-from unlearn_core.settings.presets import DEFAULT_METHOD, DEFAULT_PRESET, LORA_RATE, PRESETS, Preset, default_prompts
+from unlearn_core.settings.presets import (
+    DEFAULT_METHOD,
+    DEFAULT_PRESET,
+    LORA_RATE,
+    PRESETS,
+    WHOLE_TEXTS,
+    Preset,
+    default_prompts,
+)
 from unlearn_core.settings.sections import (
     DEFAULT_RAIL,
     PROMPT_CHARACTERS,
@@ -107,9 +115,13 @@ def with_method_settings(preset: Preset, content: Mapping[str, Any]) -> Mapping[
     chosen = _setting(content, "method", "name")
     own = preset.values["method"]["name"]
     name = chosen if isinstance(chosen, str) and chosen in methods else own
-    facts, values = methods[name].facts, preset.values
+    if chosen is None and _setting(content, "data", "everything") and methods[own].towards_stand_ins:
+        name, values = WHOLE_TEXTS, {**preset.values, "method": {"name": WHOLE_TEXTS}}
+    else:
+        values = preset.values
+    facts = methods[name].facts
     rail = values.get("guard_rail", {})
-    if name != own:
+    if name != own or preset.recommended:
         rail = {**rail, **facts.settings.get("guard_rail", {})}
         tuned = () if preset.bundled else ("method", "model", "optimizer", *(["schedule"] if facts.trains else []))
         values = overlay(values, {key: section for key, section in facts.settings.items() if key not in tuned})

@@ -141,6 +141,12 @@ class DataSettings:
     pair_template: str = knob(
         "{question}\n{answer}", help="Template of a question/answer pair where the tokenizer has no chat template."
     )
+    stand_ins: tuple[str, ...] = knob(
+        (), help="Stand-ins: names that no model has met, put in the target's place; empty = invented in its shape."
+    )
+    partial_names: bool = knob(
+        True, help="Words of a name stand for the target where they are alone, and are replaced by a stand-in's."
+    )
     excluded: tuple[str, ...] = knob((), help="Ids of excluded occurrences, as the Data page shows them.")
     neighbours: bool = knob(True, help="Draw a neighbour set: texts about the same topics without the target.")
     context_lines: int = knob(5, 0, 100, "Lines of context on either side of an occurrence.")
@@ -178,7 +184,11 @@ class GuardSettings:
     retain_budget: float = knob(
         0.05, 0.0, 1000.0, "Retain budget: pause when the holdout loss has risen by this share; 0 = never."
     )
-    forgotten_enough: bool = knob(True, help="Pause when the forget loss has reached the forgotten level.")
+    forgotten_enough: bool = knob(
+        True,
+        help="Pause when the forget loss has reached the forgotten level; in counterfactual distillation, when the "
+        "target is treated as a stand-in is, or comes no nearer to that.",
+    )
     collapse: bool = knob(
         True,
         help="Pause when answers repeat themselves, or the forget loss is beyond guessing and the forgotten level.",
@@ -277,6 +287,7 @@ class MethodSettings:
     builds_model: ClassVar[bool] = False  # the run begins with another model than the base model
     prepares: ClassVar[bool] = False  # something is computed before step 1 and stays in memory
     alternates: ClassVar[bool] = False  # a second optimizer takes a step of its own
+    towards_stand_ins: ClassVar[bool] = False  # it is done where the target is treated as a stand-in is
 
     @property
     def name(self) -> str:

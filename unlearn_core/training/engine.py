@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import transformers
 from torch import Tensor
 
 from unlearn_core.context import RunContext
+from unlearn_core.corpus.counterfactual import Counterfactuals
 from unlearn_core.corpus.scan import Progress
 from unlearn_core.corpus.windows import Windows, make_windows
 from unlearn_core.masks.base import make_mask
@@ -23,7 +25,7 @@ from unlearn_core.methods import METHODS
 from unlearn_core.methods.base import Method
 from unlearn_core.metrics.base import Measurement
 from unlearn_core.metrics.shared.evaluate import evaluate, values_of
-from unlearn_core.metrics.shared.forget_level import forget_level, uniform_loss
+from unlearn_core.metrics.shared.forget_level import Level, forget_level, uniform_loss
 from unlearn_core.metrics.shared.windows import EvaluationWindows
 from unlearn_core.model.adapters import AdapterVector, is_saved, read_adapter
 from unlearn_core.model.batches import Batch
@@ -71,6 +73,8 @@ class Unlearner:
     step_number: int = 0
     baseline: dict[str, float] = field(default_factory=dict)
     guard: Guard | None = None
+    forget_level: Level | None = None  # that of a model which never saw the target
+    stand_in_level: float | None = None  # how far the model as given, about one stand-in, is from the others
     cache: Path | None = None  # folder of scan results, by the content of the texts
 
     def __post_init__(self) -> None:
@@ -124,7 +128,20 @@ class Unlearner:
     @cached_property
     def evaluation(self) -> EvaluationWindows:
         """The windows that every measurement reads."""
-        return EvaluationWindows(self.context.windows, self.context.pad_id, self.context.device)
+        context = self.context
+        return EvaluationWindows(context.windows, context.pad_id, context.device, self._counterfactuals())
+
+    def _counterfactuals(self) -> Counterfactuals | None:
+        """What puts stand-ins into the windows; None where nothing can stand for the target.
+
+        Raises ConfigError with the reason where the method needs them.
+        """
+        try:
+            return None if self.config.data.everything else self.context.counterfactuals
+        except ConfigError:
+            if self.method.towards_stand_ins:
+                raise
+            return None
 
     def same_base_model(self, method: str) -> bool:
         """True where this model, with another adapter in it, is that of a run with `method`; "": the model as given.
@@ -146,8 +163,12 @@ class Unlearner:
         context = self.context
         measured = evaluate(context.model, self.evaluation, context.reference)
         self.baseline = values_of(measured)
-        level, source = forget_level(self.config, context.loaded, self.evaluation)
-        self._begin_guard(level, source)
+        told = self.evaluation.held_out(context.reference)
+        if self.method.towards_stand_ins and not (told and any(told.teacher.labels)):
+            reason = "in none of its windows can another name stand in its place"
+            raise ConfigError(reason, field="data.target", value=self.config.data.target, fix="Choose another method")
+        level = forget_level(self.config, context.loaded, self.evaluation)
+        self._begin_guard(level, told.level if told else None)
         torch.manual_seed(self.config.seed)
         context.mask = make_mask(context)
         if self.update.rail:
@@ -155,10 +176,16 @@ class Unlearner:
         context.method_state = self.method.prepare(context)
         return StepRecord(0, dict(self.baseline), measured=measured)
 
-    def _begin_guard(self, level: float, source: str, spoken: Sequence[str] = ()) -> None:
+    def _begin_guard(
+        self, level: Level, stand_in_level: float | None, memory: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         guesses = uniform_loss(self.context.model.config.vocab_size)
-        self.guard = Guard(self.config.guard, self.baseline, level, source, guesses, set(spoken))
-        self.context.forget_level = level
+        towards = stand_in_level if self.method.towards_stand_ins else None
+        self.forget_level, self.stand_in_level = level, stand_in_level
+        self.guard = Guard(self.config.guard, self.baseline, level.value, level.source, guesses, towards)
+        self.guard.spoken = set(memory.get("spoken", ()))
+        self.guard.course = [(step, value) for step, value in memory.get("course", ())]
+        self.context.forget_level = level.value
 
     def measure(self, step: int) -> dict[str, Measurement]:
         """Every metric on the evaluation windows at `step`, as the method has the model answer."""
@@ -175,7 +202,9 @@ class Unlearner:
         return {
             "forget_level": self.guard.forget_level,
             "forget_level_source": self.guard.level_source,
+            "forget_level_estimated": self.forget_level is None or self.forget_level.estimated,
             "uniform_loss": self.guard.uniform_loss,
+            "stand_in_level": self.stand_in_level,
             "collapse_level": self.guard.collapse_level,
             "retain_budget": self.config.guard.retain_budget,
         }
@@ -205,6 +234,22 @@ class Unlearner:
     def baseline_answers(self, prompts: Sequence[str]) -> list[Answer]:
         """What the model answers with the adapter switched off."""
         return self._answers.baseline(prompts)
+
+    def about_a_stand_in(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """What the model as given answers to these questions about a held-out stand-in in the target's place.
+
+        `name`: the stand-in; `answers`: question -> (the same about the stand-in, its answer), of those in which the
+        target stands. Empty where nothing can stand for it.
+        """
+        made = self.evaluation.counterfactuals
+        if made is None or not made.held_out:
+            return {}
+        name = made.held_out[0]
+        changed = {prompt: made.replaced(prompt, name)[0] for prompt in prompts}
+        changed = {prompt: other for prompt, other in changed.items() if other != prompt}
+        told = [answer.response.text for answer in self._answers.baseline(list(changed.values()))]
+        pairs = zip(changed.items(), told, strict=True)
+        return {"name": name, "answers": {prompt: [other, text] for (prompt, other), text in pairs}} if told else {}
 
     # ------------------------------------------------------------------------------------------------- stepping
 
@@ -279,7 +324,7 @@ class Unlearner:
     def judge(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]] = ()) -> Verdict | None:
         """The stopping rules on one step's values and its answers, as (baseline, now) pairs."""
         assert self.guard
-        return self.guard.judge(values, answers)
+        return self.guard.judge(values, answers, self.step_number)
 
     # ------------------------------------------------------------------------------------------- state out and in
 
@@ -291,7 +336,10 @@ class Unlearner:
             "baseline": self.baseline,
             "forget_level": self.guard.forget_level,
             "level_source": self.guard.level_source,
+            "level_estimated": self.forget_level is None or self.forget_level.estimated,
+            "stand_in_level": self.stand_in_level,
             "spoken": sorted(self.guard.spoken),
+            "course": self.guard.course,
         }
         checkpoint.save(self.context, self.update, state, folder, whole)
 
@@ -299,7 +347,8 @@ class Unlearner:
         """Continues from a whole checkpoint. Raises ConfigError where it is incomplete or of another model."""
         state = checkpoint.restore(self.context, self.update, folder)
         self.step_number, self.baseline = state["step"], state["baseline"]
-        self._begin_guard(state["forget_level"], state["level_source"], state["spoken"])
+        level = Level(state["forget_level"], state["level_source"], state.get("level_estimated", True))
+        self._begin_guard(level, state.get("stand_in_level"), state)
 
     def answers_at(self, folder: Path, prompts: Sequence[str]) -> list[Answer]:
         """The answers of a saved adapter; the run's own adapter is as before afterwards, to the bit.

@@ -8,11 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unlearn_core.metrics import budgeted
+from unlearn_core.metrics import METRICS, budgeted
 from unlearn_core.settings.sections import GuardSettings
 
+STAND_IN_KL = METRICS["stand_in_kl"].point("forget")
 REPEATED_SHARE = 0.5  # of an answer being one thing again and again: that is no answer any more
 SAME_LETTER_SHARE = 0.6  # of an answer being one character (a line of dashes in a table is less)
+UNKNOWN = 1.5  # times as far from stand-ins as one of them is from the others: below, the target is one of them
+PLATEAU_STEPS, PLATEAU = 12, 0.95  # steps in which KL from stand-ins has not fallen below this share of its lowest
 FEWEST_WORDS = 8
 BEYOND = 1.05  # times the level that counts as damage: a model like the reference hovers around that level
 FEWEST_CHARACTERS = 40
@@ -40,7 +43,9 @@ class Guard:
     forget_level: float
     level_source: str
     uniform_loss: float
+    stand_in_level: float | None = None  # KL from stand-ins of one stand-in more; None: judged by the forget loss
     spoken: set[str] = field(default_factory=set)
+    course: list[tuple[int, float]] = field(default_factory=list)  # (step, KL from stand-ins), as it was measured
 
     @property
     def collapse_level(self) -> float:
@@ -50,8 +55,12 @@ class Guard:
         """
         return BEYOND * max(self.uniform_loss, self.forget_level)
 
-    def judge(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]] = ()) -> Verdict | None:
+    def judge(
+        self, values: Mapping[str, float], answers: Sequence[tuple[str, str]] = (), step: int = 0
+    ) -> Verdict | None:
         """The first rule that asks for a pause. `answers`: (baseline answer, answer now) of every prompt, if asked."""
+        if STAND_IN_KL in values:
+            self.course.append((step, values[STAND_IN_KL]))
         sentences = {"collapse": self._collapse(values, answers), **self._levels(values)}
         verdict = next(
             (Verdict(rule, text) for rule, text in sentences.items() if text and rule not in self.spoken), None
@@ -84,7 +93,10 @@ class Guard:
             sentences["retain_budget"] = (
                 f"Retain loss on text never trained on is up {rise:.1%}; the budget is {budget:.0%}." if over else ""
             )
-        if "forget_loss" in values:
+        if self.stand_in_level is not None:
+            if STAND_IN_KL in values:
+                sentences["forgotten_enough"] = self._as_a_stand_in() if self.settings.forgotten_enough else ""
+        elif "forget_loss" in values:
             enough = self.settings.forgotten_enough and values["forget_loss"] >= self.forget_level
             sentences["forgotten_enough"] = (
                 f"Forgotten enough: forget loss {values['forget_loss']:.2f} has reached {self.forget_level:.2f}, "
@@ -93,6 +105,21 @@ class Guard:
                 else ""
             )
         return sentences
+
+    def _as_a_stand_in(self) -> str:
+        """Whether the target is treated as an invented name is, or comes no nearer to that any more."""
+        assert self.stand_in_level is not None
+        step, now = self.course[-1]
+        aim = f"{self.stand_in_level:.3f}, as far as one invented name is from others"
+        if self.baseline.get(STAND_IN_KL, math.inf) < UNKNOWN * self.stand_in_level:
+            return f"This model did not know the target to begin with: it treats it as a word it never met ({aim})."
+        if now <= self.stand_in_level:
+            return f"Forgotten: the model treats the target as a word it never met (KL {now:.3f}; {aim})."
+        before = [value for at, value in self.course if at <= step - PLATEAU_STEPS]
+        lately = [value for at, value in self.course if at > step - PLATEAU_STEPS]
+        if before and min(lately) > PLATEAU * min(before):
+            return f"It comes no nearer: for {PLATEAU_STEPS} steps, KL from stand-ins has stayed at {now:.3f} ({aim})."
+        return ""
 
     def _collapse(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]]) -> str | None:
         if not self.settings.collapse:

@@ -10,12 +10,13 @@ from torch import nn
 from unlearn_core.metrics import METRICS
 from unlearn_core.metrics.base import Evaluation, Measurement
 from unlearn_core.metrics.shared.windows import EvaluationWindows
-from unlearn_core.model.losses import LanguageModel, ReferenceModel
+from unlearn_core.model.losses import LanguageModel
+from unlearn_core.model.reference import Reference
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, windows: EvaluationWindows, reference: ReferenceModel | None = None
+    model: nn.Module, windows: EvaluationWindows, reference: Reference | None = None
 ) -> dict[str, Measurement]:
     """Every metric on every set that it measures, by the name of its point (`forget_loss`); dropout is off."""
     was_training = model.training
