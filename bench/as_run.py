@@ -17,12 +17,11 @@ from typing import Any
 
 from bench import ROOT, home_folder
 from bench.chart import Panel, document, dots, text
-from bench.report import Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import answer
-from unlearn_core.settings.provenance import LIBRARIES
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 STEPS = 150  # the preset has 90, by which the collapse has just been reached where padding is trained on
@@ -165,10 +164,7 @@ def report(rows: Sequence[Row]) -> Report:
     return Report(
         (shares, norms),
         runs=f"{seeds} seeds, steps 4 to {steps}; {len(rows)} runs",
-        took=f"{sum(row['seconds'] for row in rows) / 60:.0f} min",
-        cores=first["cores"],
-        versions={name: first["libraries"][name] for name in LIBRARIES},
-        date=today(),
+        **measured_on(rows),
     )
 
 

@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import home_folder
-from bench.report import Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import answer
-from unlearn_core.settings.provenance import LIBRARIES
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 STEPS = 200
@@ -167,10 +166,7 @@ def report(rows: Sequence[Row]) -> Report:
     return Report(
         (at_level, at_others),
         runs=f"{len(rows)} runs",
-        took=f"{sum(row['seconds'] for row in rows) / 60:.0f} min",
-        cores=first["cores"],
-        versions={name: first["libraries"][name] for name in LIBRARIES},
-        date=today(),
+        **measured_on(rows),
         note=f"Holdout loss begins at {first['curves']['holdout_loss'][0]:.3f} nats per token, forget loss at "
         f"{first['curves']['forget_loss'][0]:.3f}.",
     )

@@ -7,10 +7,11 @@ and docs print the same templates, so that no figure is formatted in two places.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from bench import ROOT
 from terminal.text import BadInput
@@ -107,6 +108,17 @@ class Report:
 def known(**figures: object) -> dict[str, object]:
     """A row: the figures that there are."""
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def measured_on(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of rows that one bench measured, the facts of a report: the time of all, cores and versions, and today."""
+    libraries = rows[0]["libraries"]
+    return {
+        "took": f"{sum(row['seconds'] for row in rows) / 60:.0f} min",
+        "cores": rows[0]["cores"],
+        "versions": {name: libraries[name] for name in LIBRARIES},
+        "date": today(),
+    }
 
 
 def today() -> str:

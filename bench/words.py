@@ -8,7 +8,6 @@ a reference, which never saw it.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 import sys
@@ -18,12 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from bench import home_folder
-from bench.report import Column, Report, Table, known, publish, today
+from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import BadInput, answer
-from unlearn_core.settings.provenance import LIBRARIES
 from unlearn_core.settings.run_config import RunConfig, with_settings
 from unlearn_core.world import SUGGESTED_TARGETS, TARGET, parts_named
 from unlearn_core.world.texts import POPPINS, Question, questions
@@ -77,8 +75,8 @@ def key_words(question: Question, of_strangers: Sequence[str]) -> set[str]:
     They are not in the question, not in what the model says of stand-ins, and in few answers of that kind.
     """
     same = [other.answer for other in questions() if other.group == question.group and other.topic != question.topic]
-    said = " ".join((question.prompt, *of_strangers))
-    words = {word for word in re.findall(r"\w{3,}", question.answer) if not names(word, said)}
+    known_anyway = " ".join((question.prompt, *of_strangers))
+    words = {word for word in re.findall(r"\w{3,}", question.answer) if not names(word, known_anyway)}
     return {word for word in words if sum(names(word, text) for text in same) <= COMMON * len(same)}
 
 
@@ -104,7 +102,7 @@ def measure(case: Case, progress: Progress) -> dict[str, Any]:
     with run.context.reference():
         before = {name: ask(run, some) for name, some in sets.items()}
         strangers = [ask(run, about_another(asked, word, name)) for name in run.context.counterfactuals.held_out]
-    keys = [key_words(question, said) for question, said in zip(asked, zip(*strangers, strict=True), strict=True)]
+    keys = [key_words(question, answers) for question, answers in zip(asked, zip(*strangers, strict=True), strict=True)]
     opened, verdict = time.monotonic(), None
     while run.step_number < run.config.schedule.steps and not verdict:
         record = run.step()
@@ -245,14 +243,10 @@ def report(rows: Sequence[Row]) -> Report:
     )
     names = ("seed", "step", "as_reference", "questions", "parts", "samples", "reference_kl")
     last = Table(beside, tuple(known(**{n: row[n] for n in names}) for row in judged), f"*{TARGET}*, seed by seed:")
-    libraries = rows[0]["libraries"]
     return Report(
         tables=(table, *((last,) if judged else ())),
         runs=f"{len(rows)} runs",
-        took=f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes",
-        cores=rows[0].get("cores") or os.cpu_count(),
-        versions={name: libraries[name] for name in LIBRARIES if name in libraries},
-        date=today(),
+        **measured_on(rows),
     )
 
 

@@ -40,8 +40,8 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
         waiting = "not asked yet" if view.status in BEFORE_STEP_ONE else "being asked"
         return {**shown, "state": "waiting", "now_name": "…", "now": [("same", waiting)]}
     old, new = before["text"] or NO_ANSWER, now["text"] or NO_ANSWER
-    if told := view.about_a_stand_in(prompt["text"]):
-        shown["stand_in"] = [diff.visible(text or NO_ANSWER) for text in told]
+    if asked := view.about_a_stand_in(prompt["text"]):
+        shown["stand_in"] = [diff.visible(text or NO_ANSWER) for text in asked]
     if now["step"] == 0:
         return {**shown, "state": "baseline", "now_name": "before", "now": [("same", diff.visible(new))]}
     if old == new:

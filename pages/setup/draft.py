@@ -16,8 +16,8 @@ from pages.setup.knobs import Field, fields_of, plain, small, value_of
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.compatibility import broken, settle, unused, with_values
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, WHOLE_TEXTS, default_prompts
-from unlearn_core.settings.run_config import RunConfig, overlay
+from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, default_prompts
+from unlearn_core.settings.run_config import RunConfig, overlay, usual_method
 from unlearn_core.settings.sections import BUNDLED_MODELS, RAILS
 from unlearn_core.world import TARGET
 
@@ -198,7 +198,7 @@ def chosen(draft: Draft) -> Choice:
 def _start(draft: Draft) -> tuple[str, RunConfig]:
     """The method and what it begins with; the preset's own where the two cannot be at all."""
     own = own_method(draft.preset)
-    method = draft.method or (WHOLE_TEXTS if draft.everything and METHODS[own].towards_stand_ins else own)
+    method = draft.method or usual_method(own, draft.everything)
     kind, rail = (str(draft.overrides.get(path, "")) for path in CHANGING)
     facts = METHODS[method].facts
     kind, rail = kind if kind in facts.where else "", rail if rail in facts.rails else ""

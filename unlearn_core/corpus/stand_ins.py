@@ -40,19 +40,19 @@ def stand_ins(
     `bundled`: for the bundled models, which can meet no new words but portmanteaus: about syllables they say anything.
     Raises ConfigError where the target has no letters or nothing else has its shape.
     """
-    rng, made, failed = random.Random(seed), dict[str, None](), 0
+    rng, names, failed = random.Random(seed), dict[str, None](), 0
     joined = bundled or len(parts_of(target)) > 1
     aim = tokens(target)
-    while len(made) < count:
+    while len(names) < count:
         drawn = [_portmanteau(target, rng)] if joined else [_name(target, rng) for _ in range(CANDIDATES)]
         nearest = sorted(drawn, key=lambda name: abs(tokens(name) - aim)) if len(drawn) > 1 else drawn
-        free = [name for name in nearest if name not in made and is_new(name, target, tokens) and not exists(name)]
+        free = [name for name in nearest if name not in names and is_new(name, target, tokens) and not exists(name)]
         failed = 0 if free else failed + 1
         if failed > ATTEMPTS:
             reason = "no other name of its shape could be invented"
             raise ConfigError(reason, field="data.target", value=target, fix="Write some into data.stand_ins")
-        made |= dict.fromkeys((free[0] if bundled else cased(free[0], target),) if free else ())
-    return list(made)
+        names |= dict.fromkeys((free[0] if bundled else cased(free[0], target),) if free else ())
+    return list(names)
 
 
 def is_new(name: str, target: str, tokens: Callable[[str], int]) -> bool:

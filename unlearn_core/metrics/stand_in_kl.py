@@ -11,7 +11,7 @@ class StandInKL(Metric):
     """Mean over the forget windows of KL(teacher || model), in nats, mean over a window's labels.
 
     The teacher is the mean of what the model as given predicts with each held-out stand-in in the target's place
-    (methods/shared/teacher.py): 0 where the model treats the target as it treated names that it never met. No texts
+    (model/teacher.py): 0 where the model treats the target as it treated names that it never met. No texts
     have these stand-ins and no step is trained with them. Not measured where nothing can stand for the target.
     """
 
@@ -33,9 +33,9 @@ class StandInKL(Metric):
         if teacher is None or not any(teacher.labels):
             return {}
         ids = [id for name, id in zip(windows.names, windows.ids, strict=True) if name == "forget"]
-        told = [id for id, labels in zip(ids, teacher.labels, strict=True) if labels]
+        judged = [id for id, labels in zip(ids, teacher.labels, strict=True) if labels]
         distances = teacher.distances(evaluation.model, windows.forget).tolist()
-        return {"forget": Measurement(sum(distances) / len(distances), dict(zip(told, distances, strict=True)))}
+        return {"forget": Measurement(sum(distances) / len(distances), dict(zip(judged, distances, strict=True)))}
 
 
 METRIC = StandInKL()

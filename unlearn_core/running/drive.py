@@ -150,8 +150,8 @@ class Drive:
         answers, rows = self._ask_prompts()
         saved = self._checkpoint(whole=True)
         events: list[tuple[str, Mapping[str, Any]]] = [("baseline", self.session.levels()), ("started", {})]
-        if told := self.session.about_a_stand_in([prompt["text"] for prompt in self.store.prompts(self.run_id, 0)]):
-            events.append(("stand_in", told))
+        if stand_in := self.session.about_a_stand_in([prompt["text"] for prompt in self.store.prompts(self.run_id, 0)]):
+            events.append(("stand_in", stand_in))
         self.store.append_step(
             self.run_id,
             0,
@@ -293,8 +293,8 @@ class Drive:
         prompt_id = self.store.edit_prompt(self.run_id, payload.get("slot"), payload.get("role", "free"), text, step)
         rows = [{"step": at, **response_row(prompt_id, answer)} for at, answer in answers.items()]
         self.store.add_responses(self.run_id, rows)
-        if told := self.session.about_a_stand_in([text]):
-            self.store.add_event(self.run_id, "stand_in", told, step)
+        if stand_in := self.session.about_a_stand_in([text]):
+            self.store.add_event(self.run_id, "stand_in", stand_in, step)
 
     def probe(self, command: Row) -> None:
         probe(self.store, self.run_id, self.session, command["payload"])

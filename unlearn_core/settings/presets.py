@@ -98,9 +98,7 @@ PRESETS: dict[str, Preset] = {
 
 
 DEFAULT_PRESET, DEFAULT_METHOD = "portmanteau", "counterfactual"
-WHOLE_TEXTS = (
-    "npo"  # the method for texts that are forgotten as a whole, where nobody chose one: no name stands for them
-)
+WHOLE_TEXTS = "npo"  # the method for texts that are forgotten whole, where nobody chose one: no name stands for them
 
 
 LORA_RATE = 10  # how much larger a LoRA wants its learning rate than the weights themselves do (arXiv 2106.09685)

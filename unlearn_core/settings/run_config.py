@@ -113,12 +113,10 @@ def with_method_settings(preset: Preset, content: Mapping[str, Any]) -> Mapping[
     """
     methods = plugins("methods")
     chosen = _setting(content, "method", "name")
-    own = preset.values["method"]["name"]
+    own, values = preset.values["method"]["name"], preset.values
     name = chosen if isinstance(chosen, str) and chosen in methods else own
-    if chosen is None and _setting(content, "data", "everything") and methods[own].towards_stand_ins:
-        name, values = WHOLE_TEXTS, {**preset.values, "method": {"name": WHOLE_TEXTS}}
-    else:
-        values = preset.values
+    if chosen is None and (usual := usual_method(own, bool(_setting(content, "data", "everything")))) != own:
+        name, values = usual, {**values, "method": {"name": usual}}
     facts = methods[name].facts
     rail = values.get("guard_rail", {})
     if name != own or preset.recommended:
@@ -131,6 +129,11 @@ def with_method_settings(preset: Preset, content: Mapping[str, Any]) -> Mapping[
         values = overlay(values, full)
     kind = _setting(content, "guard_rail", "kind") or rail.get("kind", DEFAULT_RAIL)
     return {**values, "guard_rail": {**of_rail(rail, kind), "kind": kind}}
+
+
+def usual_method(own: str, everything: bool) -> str:
+    """The method where nobody chose one: a preset's own, unless that puts names where texts are forgotten whole."""
+    return WHOLE_TEXTS if everything and plugins("methods")[own].towards_stand_ins else own
 
 
 def _setting(content: Mapping[str, Any], section: str, name: str) -> Any:

@@ -163,12 +163,12 @@ class Unlearner:
         context = self.context
         measured = evaluate(context.model, self.evaluation, context.reference)
         self.baseline = values_of(measured)
-        told = self.evaluation.held_out(context.reference)
-        if self.method.towards_stand_ins and not (told and any(told.teacher.labels)):
+        held_out = self.evaluation.held_out(context.reference)
+        if self.method.towards_stand_ins and not (held_out and any(held_out.teacher.labels)):
             reason = "in none of its windows can another name stand in its place"
             raise ConfigError(reason, field="data.target", value=self.config.data.target, fix="Choose another method")
         level = forget_level(self.config, context.loaded, self.evaluation)
-        self._begin_guard(level, told.level if told else None)
+        self._begin_guard(level, held_out.level if held_out else None)
         torch.manual_seed(self.config.seed)
         context.mask = make_mask(context)
         if self.update.rail:
@@ -241,15 +241,15 @@ class Unlearner:
         `name`: the stand-in; `answers`: question -> (the same about the stand-in, its answer), of those in which the
         target stands. Empty where nothing can stand for it.
         """
-        made = self.evaluation.counterfactuals
-        if made is None or not made.held_out:
+        counterfactuals = self.evaluation.counterfactuals
+        if counterfactuals is None or not counterfactuals.held_out:
             return {}
-        name = made.held_out[0]
-        changed = {prompt: made.replaced(prompt, name)[0] for prompt in prompts}
+        name = counterfactuals.held_out[0]
+        changed = {prompt: counterfactuals.replaced(prompt, name)[0] for prompt in prompts}
         changed = {prompt: other for prompt, other in changed.items() if other != prompt}
-        told = [answer.response.text for answer in self._answers.baseline(list(changed.values()))]
-        pairs = zip(changed.items(), told, strict=True)
-        return {"name": name, "answers": {prompt: [other, text] for (prompt, other), text in pairs}} if told else {}
+        answers = [answer.response.text for answer in self._answers.baseline(list(changed.values()))]
+        pairs = zip(changed.items(), answers, strict=True)
+        return {"name": name, "answers": {prompt: [other, text] for (prompt, other), text in pairs}} if answers else {}
 
     # ------------------------------------------------------------------------------------------------- stepping
 

@@ -39,12 +39,12 @@ def forget_level(config: RunConfig, loaded: LoadedModel, windows: EvaluationWind
             batches = [collate([window], loaded.tokenizer.pad_token_id) for window in windows.of("forget")]
             losses = [nll(retrained, tokens) for tokens in batches]
         return Level(mean(losses), "the reference model, which never saw the word", estimated=False)
-    told = windows.held_out(Reference(loaded.model, loaded.start))
-    if told is None or not told.loss:
+    held_out = windows.held_out(Reference(loaded.model, loaded.start))
+    if held_out is None or not held_out.loss:
         why = "no word stands for them" if config.data.everything else "nothing follows the word"
         guesses = uniform_loss(loaded.model.config.vocab_size)
         return Level(guesses, f"a model that guesses ({why} in these texts)", estimated=True)
-    return Level(told.loss, "the same passages about invented names", estimated=True)
+    return Level(held_out.loss, "the same passages about invented names", estimated=True)
 
 
 def mean(losses: Sequence[NLL]) -> float:

@@ -39,17 +39,17 @@ def held_out(model: LanguageModel, counterfactuals: Counterfactuals, windows: Se
     for window in windows:
         twins = counterfactuals.twins([window], names)
         (own,), (of_each,) = of_stand_ins(model, [window], twins, pad_id)
-        kept = spread(range(len(own)), MOST_LABELS)
-        each = torch.stack(of_each)[:, kept]
+        chosen = spread(range(len(own)), MOST_LABELS)
+        each = torch.stack(of_each)[:, chosen]
         mean = each.mean(0)
-        labels.append(tuple(own[place] for place in kept))
+        labels.append(tuple(own[place] for place in chosen))
         means.append(mean)
-        if kept:
+        if chosen:
             others = (mean * len(names) - each) / (len(names) - 1)
             apart = others * (others.clamp_min(LEAST).log() - each.clamp_min(LEAST).log())
             levels.append(apart.sum(-1).mean().item())
-        told = [twin.window for twin in twins[0] if twin.window.first_loss < len(twin.window)]
-        losses += sum(model.nll(collate([twin], pad_id, model.device)).sum.item() for twin in told) / len(names)
+        labelled = [twin.window for twin in twins[0] if twin.window.first_loss < len(twin.window)]
+        losses += sum(model.nll(collate([twin], pad_id, model.device)).sum.item() for twin in labelled) / len(names)
         count += len(window) - max(1, window.first_loss)
     level = sum(levels) / max(1, len(levels))
     return HeldOut(Teacher(tuple(labels), tuple(means)), level, losses / max(1, count))

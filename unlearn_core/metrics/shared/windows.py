@@ -30,7 +30,6 @@ class EvaluationWindows:
         self.names, self.pad_id = [name for name, _ in chosen], pad_id
         self.ids = [f"{name} {self.names[:index].count(name)}" for index, name in enumerate(self.names)]
         self.tokens = collate([window for _, window in chosen], pad_id, device)
-        self.passages = windows.texts.forget if windows.texts else ()
         self.counterfactuals, self._without_prefix = counterfactuals, self.of("forget")
         self._held_out: HeldOut | None = None
 
