@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +17,10 @@ from pages.shared import process
 from pages.shared.page import PAGES
 from storage import RunStore, StoreError, export
 from unlearn_core.running.log import LogFile
-from unlearn_core.running.preview import CACHE, PreviewThread
+from unlearn_core.running.preview import PreviewThread
 from unlearn_core.running.protocols import Config, Inspect, Progress, Session
 from unlearn_core.running.worker import Worker
+from unlearn_core.settings.home import CACHE, home_folder
 from unlearn_core.settings.imports import load
 from unlearn_core.settings.report import Report
 
@@ -107,7 +107,7 @@ def at_exit() -> None:
 def main() -> None:
     glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     st.set_page_config("Lethe", "🌊", "wide", "collapsed", menu_items={"About": glossary})
-    home = os.environ.get("LETHE_HOME", "data")
+    home = str(home_folder())
     once(at_exit)
     try:
         st.session_state.update(store=opened(home), export=export)

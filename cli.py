@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from terminal.text import BROKEN, BadInput, Broken, answer, indented, losses, plain, say
 from unlearn_core.running.log import LogFile, internal_error
-from unlearn_core.running.preview import CACHE
 from unlearn_core.running.protocols import Config, Session
 from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.home import CACHE, home_folder
 from unlearn_core.settings.presets import PRESETS
 from unlearn_core.settings.report import Report, silent
 from unlearn_core.settings.run_config import RunConfig, check_prompt, with_settings
@@ -39,17 +39,13 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.1
 
 
-def home_of(args: argparse.Namespace) -> Path:
-    return Path(args.home or os.environ.get("LETHE_HOME") or "data").expanduser()
-
-
 @contextmanager
 def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore]:
     """The store of `--home`. One from a newer version can be read: its notice goes to stderr."""
     from storage import RunStore, StoreError
 
     try:
-        store = RunStore(home_of(args))
+        store = RunStore(home_folder(args.home))
     except StoreError as error:
         raise BadInput(str(error)) from None
     try:
@@ -244,7 +240,7 @@ def windows(args: argparse.Namespace) -> int:
     transformers_logging.set_verbosity_error()  # texts longer than the model reads are what windows are cut from
     reading = Reading(sys.stderr)
     try:
-        facts = inspect(config.to_dict(), reading.tell, home_of(args) / CACHE)
+        facts = inspect(config.to_dict(), reading.tell, home_folder(args.home) / CACHE)
     finally:
         reading.line.clear()
     answer(args.json, facts, "\n".join(looked_into(facts, config.data.everything)))
@@ -381,7 +377,7 @@ def main() -> int:
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         args = make_parser().parse_args()
-        with closing(LogFile(home_of(args))):
+        with closing(LogFile(home_folder(args.home))):
             return logged(args)
     except (BadInput, ConfigError) as error:
         say(str(error))
@@ -405,7 +401,7 @@ def logged(args: argparse.Namespace) -> int:
         raise
     except Exception as error:
         logging.getLogger("lethe").exception("the command line failed")
-        raise Broken(internal_error(home_of(args), error)) from None
+        raise Broken(internal_error(home_folder(args.home), error)) from None
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ are a file each: `methods`, `rails`, `as_run` and `gpu`. The first three can be 
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from dataclasses import dataclass
@@ -51,8 +50,3 @@ class Measure:
     @property
     def met(self) -> bool:
         return self.value <= self.goal
-
-
-def home_folder(given: str | None) -> Path:
-    """Where results are stored, as for every verb: `--home`, `LETHE_HOME` or ./data."""
-    return Path(given or os.environ.get("LETHE_HOME") or "data").expanduser()

@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench import ROOT, home_folder
+from bench import ROOT
 from bench.chart import Panel, document, dots, text
 from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import answer
+from unlearn_core.settings.home import home_folder
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 STEPS = 150  # the preset has 90, by which the collapse has just been reached where padding is trained on

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import ROOT, home_folder
+from bench import ROOT
 from bench.report import publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
@@ -26,6 +26,7 @@ from pages.shared.format import duration
 from terminal.progress import ProgressLine
 from terminal.text import BadInput, answer
 from unlearn_core.methods import METHODS
+from unlearn_core.settings.home import home_folder
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 RECIPES = ("post",)  # the default recipe is its method at its own settings

@@ -15,12 +15,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import home_folder
 from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import answer
+from unlearn_core.settings.home import home_folder
 from unlearn_core.settings.run_config import RunConfig, with_settings
 
 STEPS = 200

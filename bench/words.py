@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench import home_folder
 from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
 from bench.resumable import Case, Progress, measure_missing
 from terminal.progress import ProgressLine
 from terminal.text import BadInput, answer
+from unlearn_core.settings.home import home_folder
 from unlearn_core.settings.run_config import RunConfig, with_settings
 from unlearn_core.world import SUGGESTED_TARGETS, TARGET, parts_named
 from unlearn_core.world.texts import POPPINS, Question, questions

@@ -60,6 +60,9 @@ class Reading:
         self.line = ProgressLine(stream)
 
     def tell(self, progress: Progress) -> None:
+        if progress.stage:
+            self.line.show(f"{progress.stage}  {progress.detail}".rstrip())
+            return
         if progress.seconds < 1:
             return  # most texts are read before anybody could read a line about it
         total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""

@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "unlearn_core": STANDARD
     | HEAVY
     | {"unlearn_core", "tomli_w", "datasets", "numpy", "huggingface_hub", "jinja2", "charset_normalizer", "ijson"}
-    | {"mwparserfromhell", "pyarrow", "regex", "xxhash", "sklearn", "zstandard", "datasketch", "psutil"},
+    | {"mwparserfromhell", "pyarrow", "regex", "xxhash", "sklearn", "zstandard", "datasketch", "psutil", "gguf"},
     "unlearn_core/running": STANDARD
     | {"unlearn_core.running", "unlearn_core.settings.provenance", "unlearn_core.settings.report"},
     "unlearn_core/settings/provenance.py": STANDARD,

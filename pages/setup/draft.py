@@ -16,9 +16,9 @@ from pages.setup.knobs import Field, fields_of, plain, small, value_of
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.compatibility import broken, settle, unused, with_values
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, default_prompts
+from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, default_prompts, usual_preset, usual_texts
 from unlearn_core.settings.run_config import RunConfig, overlay, usual_method
-from unlearn_core.settings.sections import BUNDLED_MODELS, RAILS
+from unlearn_core.settings.sections import BUNDLED_MODELS, KINDS, RAILS
 from unlearn_core.world import TARGET
 
 Value = str | int | float | bool
@@ -39,8 +39,9 @@ class Draft:
 
     `overrides`: path in a run file (`optimizer.learning_rate`) -> value, of settings that differ from what preset,
     method and `where.kind` begin with. `method`: empty for the preset's own. `forget_from`, `keep_from`: sources as
-    typed, several with a `;` between. `corpus_questions`: the first questions of the texts, where all of them are to be
-    forgotten. `excluded`: ids of occurrences of the target `excluded_of[0]` in the texts `excluded_of[1]`.
+    typed, several with a `;` between. `kind`, `ask_this`: what the target is, and a person's own questions about it, one a
+    line, where the model is asked for the texts. `corpus_questions`: the first questions of the texts, where all of
+    them are to be forgotten. `excluded`: ids of occurrences of the target `excluded_of[0]` in texts `excluded_of[1]`.
     """
 
     preset: str = DEFAULT_PRESET
@@ -53,6 +54,8 @@ class Draft:
     free: tuple[str, ...] = ()
     forget_from: str = "bundled"
     keep_from: str = SAME
+    kind: str = "auto"
+    ask_this: str = ""
     everything: bool = False
     corpus_questions: tuple[str, ...] = ()
     match: str = "literal"
@@ -82,10 +85,10 @@ class Draft:
 
 
 DATA_FIELDS = (
-    "everything", "whole_word", "ignore_case", "neighbours", "partial_names", "text_field", "question_field",
+    "kind", "everything", "whole_word", "ignore_case", "neighbours", "partial_names", "text_field", "question_field",
     "answer_field",
 )  # fmt: skip
-TEXT_FIELDS = (*DATA_FIELDS, "model", "forget_from", "keep_from", "match", "spellings", "stand_ins")
+TEXT_FIELDS = (*DATA_FIELDS, "model", "forget_from", "keep_from", "ask_this", "match", "spellings", "stand_ins")
 UNTOUCHED = Draft()
 
 
@@ -150,8 +153,10 @@ def own_method(preset: str) -> str:
 
 
 def presets_for(model: str) -> list[str]:
-    """The presets for a model: those made for large ones make nothing happen in the bundled one."""
-    return [name for name, preset in PRESETS.items() if preset.bundled or model not in BUNDLED_MODELS]
+    """The presets for a model, its own first: those made for large ones make nothing happen in the bundled one."""
+    if model in BUNDLED_MODELS:
+        return [name for name, preset in PRESETS.items() if preset.bundled]
+    return sorted(PRESETS, key=lambda name: PRESETS[name].bundled)
 
 
 @lru_cache(maxsize=512)
@@ -223,9 +228,11 @@ def _with_its_model(draft: Draft) -> Draft:
 
 
 def with_model(draft: Draft, model: str) -> Draft:
-    """Another model; a preset that is not made for it is left."""
-    draft = replace(draft, model=model)
-    return draft if draft.preset in presets_for(model) else with_preset(draft, DEFAULT_PRESET)
+    """Another model; preset and texts become those that are usual for it where they were the usual ones."""
+    texts = usual_texts(model) if draft.forget_from == usual_texts(draft.model) else draft.forget_from
+    usual = draft.preset == usual_preset(draft.model) or draft.preset not in presets_for(model)
+    draft = replace(draft, model=model, forget_from=texts)
+    return replace(draft, preset=usual_preset(model), overrides={}) if usual else draft
 
 
 def with_setting(draft: Draft, path: str, value: Value | None) -> Draft:
@@ -309,6 +316,7 @@ def resolve(draft: Draft, files: Files = AS_TYPED) -> RunConfig:
     data: dict[str, Any] = {"target": draft.word.strip(), "forget": about, "retain": keep, "match": draft.match}
     for name in ("spellings", "stand_ins"):
         data[name] = [each.strip() for each in getattr(draft, name).split(",") if each.strip()]
+    data["questions"] = [each.strip() for each in draft.ask_this.splitlines() if each.strip()]
     for name in DATA_FIELDS:
         value = getattr(draft, name)
         data[name] = value.strip() if isinstance(value, str) else value
@@ -337,6 +345,7 @@ def of_run(config: Mapping[str, Any]) -> Draft:
         match="regex" if data.get("match") == "regex" else "literal",
         spellings=", ".join(data.get("spellings", ())),
         stand_ins=", ".join(data.get("stand_ins", ())),
+        ask_this="\n".join(data.get("questions", ())),
         excluded=tuple(sorted(data.get("excluded", ()))),
         excluded_of=(str(data.get("target", "")), about),
         **{name: data.get(name, getattr(UNTOUCHED, name)) for name in DATA_FIELDS},
@@ -400,6 +409,7 @@ def from_json(text: str | bytes) -> Draft:
         _require(text_or_none is None or isinstance(text_or_none, str), "a question")
     _require(len(values["questions"]) == len(ROLES) and len(values["free"]) <= MOST_FREE, "questions")
     _require(values["match"] in ("literal", "regex"), "match")
+    _require(values["kind"] in KINDS, "kind")
     _require(values["method"] in ("", *METHODS) and values["preset"] in presets_for(values["model"]), "preset, method")
     texts = [each for value in values.values() for each in (value if isinstance(value, tuple) else (value,))]
     for each in (*texts, *values["overrides"].values()):

@@ -12,12 +12,13 @@ from pages.setup.draft import BETWEEN, SAME, TEXT_FIELDS, UNTOUCHED, Draft
 from pages.shared import page
 from pages.shared.html import element
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.sections import BUNDLED_MODELS
+from unlearn_core.settings.sections import BUNDLED_MODELS, KINDS
 
 if TYPE_CHECKING:
     from storage import RunStore
 
 RECENT = 8
+KIND_NAMES = {"auto": "as it says", "person": "a person", "place": "a place", "work": "a work", "word": "a word"}
 MATCHES = {"literal": "as it is written", "regex": "as a pattern"}
 
 
@@ -69,11 +70,11 @@ def _model(home: Any, present: str, known: list[str]) -> None:
         within = sources.models_in(present, home) if present.startswith(("/", "~", ".")) else []
     st.selectbox(
         "The model",
-        _options(list(BUNDLED_MODELS), [*within, *known], present),
+        _options([*BUNDLED_MODELS, *sources.packaged_models()], [*within, *known], present),
         key=session.MODEL,
         format_func=lambda text: "the bundled model" if text == "bundled" else sources.named(text, home),
         accept_new_options=True,
-        help="The bundled one, a folder with a model in Hugging Face's format, or a hub id such as gpt2: "
+        help="The bundled one, a folder with a model in Hugging Face's format, a GGUF file, or a hub id such as gpt2: "
         "type it and press Enter.",
     )
     _trouble(sentence)
@@ -84,14 +85,14 @@ def _texts(home: Any, draft: Draft, known: list[str]) -> None:
         return "the same texts" if text == SAME else sources.named(text, home)
 
     for key, present, label, first in (
-        ("card_forget_from", draft.forget_from, "Forget texts: searched for the word", ["bundled"]),
-        ("card_keep_from", draft.keep_from, "Retain texts: what the model should keep", [SAME, "bundled"]),
+        ("card_forget_from", draft.forget_from, "Forget texts: searched for the word", ["bundled", "model"]),
+        ("card_keep_from", draft.keep_from, "Retain texts: what the model should keep", [SAME, "bundled", "model"]),
     ):
         sentence, within = "", []
         if present != SAME:
             try:
                 (source, *_) = sources.texts(present, home)
-                within = sources.texts_in(source, home) if source not in ("bundled",) else []
+                within = sources.texts_in(source, home) if source not in ("bundled", "model") else []
             except ConfigError as error:
                 sentence = str(error)
         st.selectbox(
@@ -101,9 +102,25 @@ def _texts(home: Any, draft: Draft, known: list[str]) -> None:
             format_func=words,
             accept_new_options=True,
             help="A file, a folder, a pattern such as stories/*.txt, or hf: and the name of a data set: type it and "
-            "press Enter. Several have a ; between them.",
+            "press Enter. Several have a ; between them. Without any, the model is asked.",
         )
         _trouble(sentence)
+    if "model" in draft.forget_from.split(BETWEEN):
+        _asked()
+
+
+def _asked() -> None:
+    """How the model is asked about the target."""
+    st.segmented_control(
+        "The word is", KINDS, key="card_kind", format_func=KIND_NAMES.__getitem__, required=True,
+        help="Decides what the model is asked about it. Its answers are the forget texts.",
+    )  # fmt: skip
+    st.text_area(
+        "Ask the model instead, one question a line",
+        key="card_ask_this",
+        placeholder="Who is {target}?\nWhich school does {target} go to?",
+        help="{target} stands for the word. Empty: two dozen questions of ours, by what the word is.",
+    )
 
 
 def _upload(home: Any, draft: Draft) -> None:

@@ -40,7 +40,9 @@ def sentence(facts: Mapping[str, Any], everything: bool) -> str:
 
 
 def progress(state: Mapping[str, Any]) -> str:
-    """How far a look is: bytes, hits, time left."""
+    """How far a look is: bytes, hits, time left; before it, what else has to be made ready."""
+    if state.get("stage"):
+        return f"{state['stage']} · {state['detail']}" if state.get("detail") else str(state["stage"])
     total, left = state.get("bytes_total") or 0, state.get("seconds_left")
     read = size(state.get("bytes_read", 0)) + (f" of {size(total)}" if total else " read")
     parts = [read, f"found {counted(state.get('hits', 0), 'time')}"]

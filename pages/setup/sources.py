@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import hashlib
+import importlib.util
 import itertools
 import os
 import re
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 from pages.setup.draft import BETWEEN
 from unlearn_core.corpus.readers import READERS
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.sections import BUNDLED_MODELS
+from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
 
 UPLOAD_MB = 200
 UPLOADS = "uploads"
@@ -30,6 +31,7 @@ MOST_OFFERED = 60
 PROGRAM = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(/[\w.-]+)?(:[\w.\[\]%-]*)?")  # of a data set: configuration and split, too
 TEXTS = tuple(ending for reader in READERS.values() for ending in reader.formats)
+GGUF = ".gguf"
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -48,7 +50,7 @@ def inside(path: str | Path, allowed: tuple[Path, ...]) -> bool:
 
 
 def texts(written: str, home: str | Path) -> list[str]:
-    """The sources in a field: `bundled`, `hf:name`, files, folders, patterns. Raises ConfigError in a sentence."""
+    """The sources in a field: `bundled`, `model`, `hf:name`, files, patterns. Raises ConfigError in a sentence."""
     whole = os.path.realpath(os.path.expanduser(_clean(written)))
     pieces = [written] if inside(whole, roots(home)) and os.path.lexists(whole) else written.split(BETWEEN)
     paths = [_text(piece.strip(), home) for piece in pieces if piece.strip()]
@@ -58,7 +60,7 @@ def texts(written: str, home: str | Path) -> list[str]:
 
 
 def _text(written: str, home: str | Path) -> str:
-    if written == "bundled":
+    if written in ("bundled", "model"):
         return written
     if written.startswith("hf:"):
         name = written[3:]
@@ -67,15 +69,17 @@ def _text(written: str, home: str | Path) -> str:
 
 
 def model(written: str, home: str | Path) -> str:
-    """`bundled`, a hub id, or a folder inside the roots with a model in it. Raises ConfigError in a sentence."""
+    """`bundled`, a hub id, a GGUF file or a folder with a model inside the roots. Raises ConfigError in a sentence."""
     written = _clean(written).strip()
-    if written in BUNDLED_MODELS:
+    if written in BUNDLED_MODELS or (written in PACKAGED_MODELS and not os.path.isdir(written)):
         return written
     if not written:
         raise ConfigError("No model is named; choose the bundled one, or write the path of a folder or a hub id.")
     if written.count("/") < 2 and _is_hub_id(written, home) and not os.path.isdir(written):
         return written
     folder = _path(written, home)
+    if folder.lower().endswith(GGUF) and os.path.isfile(folder):
+        return folder
     if not os.path.isfile(os.path.join(folder, "config.json")):
         within = len(models_in(folder, home))
         hint = f"Choose one of the {within} models in it." if within else "Choose the folder of a model."
@@ -220,8 +224,17 @@ def _listed(folder: Path, written: str) -> list[os.DirEntry[str]]:
 
 
 def models_in(folder: str | Path, home: str | Path) -> list[str]:
-    """The models that lie in a folder, or in a folder of it: those with a config.json."""
-    return [path for path in _below(Path(folder), roots(home), 2) if os.path.isfile(os.path.join(path, "config.json"))]
+    """The models that lie in a folder, or in a folder of it: those with a config.json, and GGUF files."""
+    return [path for path in _below(Path(folder), roots(home), 2) if _is_model(path)]
+
+
+def _is_model(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "config.json")) or (path.lower().endswith(GGUF) and os.path.isfile(path))
+
+
+def packaged_models() -> list[str]:
+    """The models that come as Python packages and are installed."""
+    return [name for name, (package, _) in PACKAGED_MODELS.items() if importlib.util.find_spec(package)]
 
 
 def first_questions(written: str, home: str | Path) -> list[str]:
@@ -229,7 +242,8 @@ def first_questions(written: str, home: str | Path) -> list[str]:
     from unlearn_core.corpus.documents import documents
 
     try:
-        here = [source for source in texts(written, home) if source != "bundled" and not source.startswith("hf:")]
+        near = texts(written, home)
+        here = [source for source in near if source not in ("bundled", "model") and not source.startswith("hf:")]
         pairs = itertools.islice(documents(here), 2)
         return [document.turns[-2].text for document in pairs if len(document.turns) > 1]
     except (ConfigError, OSError):
@@ -284,6 +298,10 @@ def named(source: str, home: str | Path) -> str:
     """A source for a person: what was uploaded by its name, a path from the working folder or the home."""
     if source == "bundled":
         return "the bundled world"
+    if source == "model":
+        return "what the model itself answers"
+    if source in PACKAGED_MODELS:
+        return PACKAGED_MODELS[source][1].partition(".")[0]
     if source in BUNDLED_MODELS:
         return "the bundled model that never saw its word"
     path = Path(source)

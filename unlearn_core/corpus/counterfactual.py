@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from unlearn_core.corpus.stand_ins import cased, stand_ins, words_of
@@ -171,6 +172,17 @@ class Counterfactuals:
             length, end = length + len(new), stop
         return "".join([*pieces, text[end:]]), places
 
+    def renamed(self, text: str, stand_in: str) -> str:
+        """A text about a stand-in with the target in its place, in the capitals in which that stands there."""
+        words, own = words_of(stand_in), words_of(self.name)
+        pairs = [(stand_in, self.name)]
+        if self.parts and len(words) == len(own):
+            pairs += zip(words, own, strict=True)
+        for old, new in pairs:
+            name = re.compile(rf"(?<!\w){re.escape(old)}(?!\w)", re.IGNORECASE)
+            text = name.sub(partial(_in_its_capitals, old, new), text)
+        return text
+
     def _in_place_of(self, old: str, part: int | None, stand_in: str) -> str:
         """The stand-in, or its word in place of the target's (`part`), in the capitals in which that stands there."""
         words, own = words_of(stand_in), words_of(self.name)
@@ -242,3 +254,8 @@ def begins(names: Iterable[Span], pairs: Mapping[int, int]) -> Iterator[Span]:
         if here > end:
             yield here, pairs[here - 1] + 1
         end = max(end, behind)
+
+
+def _in_its_capitals(usual: str, new: str, match: re.Match[str]) -> str:
+    """`new` as it is where the match is as usual, else in the capitals of the match."""
+    return new if match.group() == usual else cased(new, match.group())

@@ -17,6 +17,7 @@ from unlearn_core.settings.sections import DataSettings
 from unlearn_core.world import CORPUS
 
 BUNDLED, BUNDLED_NAME = "bundled", "the bundled world"
+MODEL, ASKED, ASKED_NAME = "model", "model:", "the model's answers"  # asked for; a file of them; its name in lists
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,9 @@ def _source(name: str) -> _Source:
     if name.startswith(hub.PREFIX):
         hub.parse(name)
         return _Source(name)
+    if name.startswith(ASKED):
+        path = Path(name.removeprefix(ASKED))
+        return _Source(name, (File(path, ASKED_NAME, ASKED_NAME, True, path.stat().st_size),))
     folder = sources.expand(name)
     return _Source(name, folder.files, folder.notes)
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unlearn_core.corpus.asking.answers import Asker, with_answers
+from unlearn_core.corpus.scan import Progress
 from unlearn_core.corpus.windows import Windows, left_in, make_windows, tokens_of
 from unlearn_core.model.batches import EVALUATED, PASS_TOKENS, spread
+from unlearn_core.model.load import load_model
 from unlearn_core.model.loading import device_of, dtype_of, folder_of, tokenizer_and_limit
-from unlearn_core.model.memory import available, estimate_for, shape_for
+from unlearn_core.model.memory import available, check_before_loading, estimate_for, shape_for
 from unlearn_core.model.prompting import shown
+from unlearn_core.model.reference import Reference
+from unlearn_core.settings.report import Report
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.settings.sections import DataSettings
 
@@ -21,7 +27,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from unlearn_core.corpus.passages import Occurrence, Passage
-    from unlearn_core.corpus.scan import Progress
     from unlearn_core.model.memory import Shape
     from unlearn_core.model.window import Window
 
@@ -39,13 +44,19 @@ def inspect(
 ) -> dict[str, Any]:
     """`describe` of a run file's content, with the memory, the time of a step and the prompts as the model reads them.
 
-    Plain values. No weights are loaded. Raises ConfigError as the run itself would, and whatever `report` raises.
+    Plain values. Weights are loaded only where the model is asked for its texts. Raises ConfigError as the run itself
+    would, and whatever `report` raises.
     """
     config = RunConfig.from_dict(given)
-    tokenizer, limit = tokenizer_and_limit(config.model)
+
+    def tell(stage: str, detail: str = "") -> None:
+        report(Progress(0, 0, 0, 0.0, None, stage, detail))
+
+    tokenizer, limit = tokenizer_and_limit(config.model, tell, cache)
     chat = config.model.chat_template
-    windows = make_windows(config.data, tokenizer, limit, config.seed, chat=chat, report=report, cache=cache)
-    device, folder = device_of(config.model), folder_of(config.model)
+    data = with_answers(config, partial(asker, config, tell, cache), cache, tell)
+    windows = make_windows(data, tokenizer, limit, config.seed, chat=chat, report=report, cache=cache)
+    device, folder = device_of(config.model), folder_of(config.model, tell, cache)
     dtype, shape = dtype_of(config.model, device), shape_for(config, folder)
     lengths = {name: [len(window) for window in of_set] for name, of_set in windows.sets().items()}
     memory = estimate_for(config, shape, dtype, lengths)
@@ -71,6 +82,17 @@ def inspect(
         "step_seconds": seconds_of_a_step(shape, tokens, device, dtype),
         "step_seconds_from": "roughly, by arithmetic",
     }
+
+
+def asker(config: RunConfig, report: Report, cache: Path | None) -> Asker:
+    """The run's model, opened to be asked. Raises ConfigError where it cannot be."""
+
+    def check(folder: Path) -> None:
+        check_before_loading(config, folder)
+
+    report("loading the model")
+    loaded = load_model(config.model, config.lora, config.seed, check, report, cache=cache)
+    return Asker(Reference(loaded.model, loaded.start), loaded.tokenizer, loaded.limit, config.model.chat_template)
 
 
 def describe(windows: Windows, tokenizer: PreTrainedTokenizerBase, data: DataSettings) -> dict[str, Any]:

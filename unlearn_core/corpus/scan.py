@@ -22,7 +22,7 @@ from typing import NamedTuple
 import regex
 
 from unlearn_core.corpus import neighbours
-from unlearn_core.corpus.documents import documents, fingerprint_parts
+from unlearn_core.corpus.documents import ASKED, ASKED_NAME, BUNDLED, BUNDLED_NAME, documents, fingerprint_parts
 from unlearn_core.corpus.passages import (
     Occurrence,
     Passage,
@@ -60,6 +60,8 @@ class Progress:
     hits: int
     seconds: float
     seconds_left: float | None
+    stage: str = ""  # what comes before the texts are read, such as asking the model for them
+    detail: str = ""
 
 
 class Draft(NamedTuple):
@@ -457,7 +459,9 @@ def never_occurs(data: DataSettings, words: Iterable[str], searched: int) -> Con
 
 
 def _named(sources: Iterable[str]) -> str:
-    return ", ".join("the bundled world" if source == "bundled" else source for source in sources)
+    names = {BUNDLED: BUNDLED_NAME}
+    asked = (ASKED_NAME if source.startswith(ASKED) else names.get(source, source) for source in sources)
+    return ", ".join(dict.fromkeys(asked))
 
 
 def _short(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn_core.corpus.documents import documents, fingerprint_parts
+from unlearn_core.corpus.documents import MODEL, documents, fingerprint_parts
 from unlearn_core.corpus.passages import Occurrence, Passage, Ranges, ScanResult
 from unlearn_core.corpus.scan import Progress, never_occurs, scan_corpus
 from unlearn_core.corpus.target import Target
@@ -50,6 +50,8 @@ def check_target(config: RunConfig) -> int:
     Raises ConfigError with near spellings where it never does.
     """
     data, target = config.data, Target(config.data)
+    if MODEL in data.forget:
+        return 0  # it is asked about the target when the run begins
     parts = fingerprint_parts(data.forget)
     if sum(part.size for part in parts) > SEARCHED_AT_ONCE or any(part.commit is not None for part in parts):
         return 0

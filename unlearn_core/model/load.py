@@ -69,15 +69,16 @@ def load_model(
     full: bool = False,
     build: Callable[[PreTrainedModel, int], PreTrainedModel] = lambda base, seed: base,
     extra_adapters: Sequence[str] = (),
+    cache: Path | None = None,
 ) -> LoadedModel:
     """The base model frozen, an adapter on it, and its tokenizer. Raises ConfigError where it cannot be.
 
     `check` is given the model's folder before anything is loaded, and may refuse by raising. `full`: no adapter, its
     own weights are trained, in float32. `build`: makes another model of the base model and
-    the seed; `extra_adapters`: names of adapters beside the run's own.
+    the seed; `extra_adapters`: names of adapters beside the run's own. `cache`: folder of what was converted.
     """
     device = device_of(settings)
-    dtype, folder = dtype_of(settings, device), folder_of(settings, report)
+    dtype, folder = dtype_of(settings, device), folder_of(settings, report, cache)
     start = Path(settings.adapter).expanduser() if settings.adapter else None
     if start is not None:
         adapter_settings(start)

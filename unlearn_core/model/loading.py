@@ -26,9 +26,11 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from unlearn_core.model import gguf
 from unlearn_core.settings.errors import ConfigError, first_line
+from unlearn_core.settings.home import cache_folder
 from unlearn_core.settings.report import Report, silent
-from unlearn_core.settings.sections import BUNDLED_MODELS, ModelSettings
+from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS, ModelSettings
 from unlearn_core.world import FULL, REFERENCE
 
 if TYPE_CHECKING:
@@ -70,10 +72,13 @@ def named(source: str) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- where it lies
 
 
-def folder_of(settings: ModelSettings, report: Report = silent) -> Path:
-    """The model's folder, fetched from the hub where it is not cached. Raises ConfigError where it cannot be used."""
+def folder_of(settings: ModelSettings, report: Report = silent, cache: Path | None = None) -> Path:
+    """The model's folder: fetched from the hub, or converted from a GGUF file, where it is not cached.
+
+    `cache`: the folder of what was converted. Raises ConfigError where the model cannot be used.
+    """
     source, path = settings.source, Path(settings.source).expanduser()
-    if source in BUNDLED_MODELS or path.exists():
+    if source in BUNDLED_MODELS or source in PACKAGED_MODELS or path.exists():
         if settings.revision:
             raise ConfigError(
                 "only a model from the hub has one",
@@ -81,7 +86,11 @@ def folder_of(settings: ModelSettings, report: Report = silent) -> Path:
                 value=settings.revision,
                 fix="Leave it empty",
             )
+        if source in PACKAGED_MODELS and not path.exists():
+            path = gguf.packaged(source)
         folder = dict(zip(BUNDLED_MODELS, (FULL, REFERENCE), strict=True)).get(source, path)
+        if folder.suffix.lower() == gguf.ENDING and folder.is_file():
+            folder = gguf.converted(folder, source, cache_folder(cache), report)
     elif HUB_ID.fullmatch(source):
         report("loading the model", "from the hub, where it is not in the cache yet")
         folder = _from_hub(source, settings.revision)
@@ -200,7 +209,9 @@ def _without_weights(folder: Path, source: str) -> str:
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
     if not others:
         return "it has no weights in safetensors format (model.safetensors)"
-    if all(name.endswith((".gguf", ".h5", ".msgpack")) for name in others):
+    if ggufs := [name for name in others if name.endswith(gguf.ENDING)]:
+        return f"its weights are in GGUF files: name one of them, such as {folder / ggufs[0]}"
+    if all(name.endswith((".h5", ".msgpack")) for name in others):
         return f"its weights ({others[0]}) are for another program; get the model in safetensors format"
     return (
         f"its weights ({others[0]}) are not in safetensors format, and files like it can run code. If you trust it: "
@@ -252,9 +263,11 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def tokenizer_and_limit(settings: ModelSettings) -> tuple[PreTrainedTokenizerBase, int]:
+def tokenizer_and_limit(
+    settings: ModelSettings, report: Report = silent, cache: Path | None = None
+) -> tuple[PreTrainedTokenizerBase, int]:
     """What cutting texts into windows needs of a model, without its weights. Raises ConfigError as loading does."""
-    folder = folder_of(settings)
+    folder = folder_of(settings, report, cache)
     with named(settings.source):
         return open_tokenizer(folder), context_limit(read_config(folder))
 

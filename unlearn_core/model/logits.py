@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from unlearn_core.model.batches import Tokens
+
+LARGE_VOCABULARY = 4096  # tokens
 
 
 def by_group(tokens: Tokens) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -25,6 +30,29 @@ def predictions(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     """Logits (rows, positions, vocabulary) of every token but the first, where the ids lie."""
     logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return logits[:, :-1].to(ids.device)
+
+
+def predictions_of(model: nn.Module, ids: Tensor, mask: Tensor, chosen: Tensor) -> Tensor:
+    """Logits (labels, vocabulary) of the positions that are `chosen`, (rows, positions), row by row.
+
+    The output layer is a large part of a pass where the vocabulary is: it is applied where some row has a label.
+    """
+    if not large_vocabulary(model):
+        return predictions(model, ids, mask)[chosen]
+    columns = chosen.any(0).nonzero().squeeze(1)
+    logits: Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=columns).logits
+    return logits.to(ids.device)[chosen[:, columns]]
+
+
+def large_vocabulary(model: nn.Module) -> bool:
+    """Whether leaving out logits pays, and the architecture can."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base.config.get_text_config().vocab_size >= LARGE_VOCABULARY and _can_leave_out(type(base))
+
+
+@cache
+def _can_leave_out(architecture: type) -> bool:
+    return "logits_to_keep" in inspect.signature(architecture.forward).parameters
 
 
 def together(tokens: Tokens, groups: Sequence[Tensor]) -> Tensor:

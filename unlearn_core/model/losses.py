@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_core.model.batches import Batch, Tokens
-from unlearn_core.model.logits import by_group, predictions, together
+from unlearn_core.model.logits import by_group, predictions_of, together
 
 # Within it, the model as it was before step 1: what `Reference` is when it is called.
 ReferenceModel = Callable[[], AbstractContextManager[Any]]
@@ -28,11 +28,11 @@ def per_token(model: nn.Module, tokens: Tokens, value: Value, reference: Referen
     groups = []
     for ids, mask, labels in by_group(tokens):
         chosen = labels != -100
-        logits = predictions(model, ids, mask)[chosen].float()
+        logits = predictions_of(model, ids, mask, chosen).float()
         before = None
         if reference is not None:
             with reference() as was:
-                before = predictions(was, ids, mask)[chosen].float()
+                before = predictions_of(was, ids, mask, chosen).float()
         values = torch.zeros(chosen.shape, device=logits.device)
         groups.append(values.masked_scatter(chosen, value(logits, labels[chosen], before)))
     return together(tokens, groups)
@@ -83,22 +83,23 @@ def nll(model: nn.Module, tokens: Tokens) -> NLL:
     """The loss of every labelled token, in one forward pass per group of rows of similar length."""
     groups = []
     for ids, mask, labels in by_group(tokens):
-        logits = predictions(model, ids, mask)
-        losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
-        )
-        groups.append(losses.view(labels.shape))
+        chosen = labels != -100
+        logits = predictions_of(model, ids, mask, chosen).float()
+        losses = nn.functional.cross_entropy(logits, labels[chosen], reduction="none")
+        groups.append(torch.zeros(chosen.shape, device=losses.device).masked_scatter(chosen, losses))
     count = (tokens.labels[:, 1:] != -100).sum(1).clamp(min=1)
     return NLL(together(tokens, groups), count)
 
 
 def logits_at(model: nn.Module, tokens: Tokens, labels: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Of each row, the logits (labels, vocabulary) that predict the tokens at these indices, float32."""
+    """Of each row, the logits (labels, vocabulary) that predict the tokens at these ascending indices, float32."""
     rows: dict[int, Tensor] = {}
     for group, (ids, mask, _) in zip(tokens.groups, by_group(tokens), strict=True):
-        logits = predictions(model, ids, mask)
+        chosen = torch.zeros((len(group), ids.shape[1] - 1), dtype=torch.bool, device=ids.device)
         for place, row in enumerate(group):
-            rows[row] = logits[place, [index - 1 for index in labels[row]]].float()
+            chosen[place, [index - 1 for index in labels[row]]] = True
+        of_rows = predictions_of(model, ids, mask, chosen).float().split([len(labels[row]) for row in group])
+        rows |= dict(zip(group, of_rows, strict=True))
     return [rows[row] for row in range(len(tokens.windows))]
 
 

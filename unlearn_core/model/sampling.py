@@ -49,10 +49,12 @@ def answer(
     limit: int | None = None,
     chat: bool = True,
     temperature: float = 0.0,
+    nucleus: float = 1.0,
 ) -> list[Response]:
     """The greedy continuation of every prompt, dropout off, in batches of `batch_size`.
 
-    With a `temperature`, one is drawn from the model's own distribution instead, by torch's random state.
+    With a `temperature`, one is drawn from the model's own distribution instead, by torch's random state; `nucleus`:
+    each token from the likeliest that have this share of the probability together (top-p).
 
     Left padding, no attention on it and its own positions: an answer does not depend on the other prompts of its batch
     (up to rounding). The text is raw: only special tokens and the newline after the question are removed.
@@ -69,7 +71,9 @@ def answer(
             places = list(same)  # rows whose answers may be equally long: none runs past what the model can read
             for start in range(0, len(places), batch_size):
                 part = places[start : start + batch_size]
-                answers = continuations(model, tokenizer, [rows[place] for place in part], longest, temperature)
+                answers = continuations(
+                    model, tokenizer, [rows[place] for place in part], longest, temperature, nucleus
+                )
                 responses.update(zip(part, answers, strict=True))
     finally:
         model.train(was_training)
@@ -82,9 +86,10 @@ def continuations(
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float = 0.0,
+    nucleus: float = 1.0,
 ) -> list[Response]:
     """The answers to one batch of tokenized questions."""
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": nucleus}
     began = time.perf_counter()
     ids, mask = pad_left(rows, tokenizer.pad_token_id)
     ends = ends_of(model, tokenizer)

@@ -24,7 +24,6 @@ POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 1.0
 SILENT_SECONDS = 60.0  # a preview that reported nothing for so long belongs to a process that is gone
 FOLDER = "windows"
-CACHE = "seek"  # folder of the home: the matches in texts, by their content
 FILES = 20  # of earlier previews that stay
 
 

@@ -109,7 +109,7 @@ Opener = Callable[[Config, Report], Session]
 
 
 class Progress(Protocol):
-    """How far the reading of texts is. `bytes_total` is 0 where nobody knows."""
+    """How far the reading of texts is. `bytes_total` is 0 where nobody knows; `stage`, `detail`: what comes before."""
 
     @property
     def bytes_read(self) -> int: ...
@@ -121,6 +121,10 @@ class Progress(Protocol):
     def seconds(self) -> float: ...
     @property
     def seconds_left(self) -> float | None: ...
+    @property
+    def stage(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
 
 
 Inspect = Callable[[Config, Callable[[Progress], None]], dict[str, Any]]

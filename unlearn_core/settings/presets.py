@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from unlearn_core.settings.sections import BUNDLED_MODELS
+from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
 from unlearn_core.world import example_prompts
 
 
@@ -63,45 +63,105 @@ PRESETS: dict[str, Preset] = {
             "as_run": {"leftover_gradients": True, "padding_trained": True},
         },
     ),
-    # Learning rate: ten times that of tuned full fine-tuning, which a LoRA wants (arXiv 2106.09685); NPO's beta and
-    # weights as its authors have them; rows and refresh as measured for orthogonal steps. None of it was run here.
-    "1b": Preset(
-        "A model of about 1B",
-        "Negative preference, retain text and a protected subspace. A starting point: watch it, then tune it.",
+    # What the bundled model's recipe becomes for a model a hundred times as large: tuned on SmolLM2-135M-Instruct
+    # (docs/real.md).
+    "real": Preset(
+        "Any word, any model",
+        "For models that know the world: the model treats the name as one that it never met. It needs no texts.",
         {
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512, "retain_chunks": 5000},
-            "method": {"name": "npo", "beta": 0.1, "retain_weight": 1.0},
-            "guard_rail": {"rows": "sample", "batches": 8, "batch_size": 1, "every": 3},
-            "optimizer": {"learning_rate": 1e-4, "max_gradient_norm": 1.0},
-            "schedule": {"steps": 100, "batch_size": 4, "warmup": 5},
+            "data": {"window_tokens": 512},
+            "method": {
+                "name": "counterfactual",
+                "stand_ins_per_step": 2,
+                "retain_weight": 3.0,
+                "neighbour_weight": 1.0,
+            },
+            "guard_rail": {"kind": "none"},
+            "optimizer": {"learning_rate": 4e-4},
+            "schedule": {
+                "steps": 60,
+                "batch_size": 4,
+                "warmup": 5,
+                "sample_every": 5,
+                "evaluate_every": 5,
+                "answer_tokens": 60,
+            },
         },
-        "NPO (arXiv 2404.05868): beta 0.1, retain weight 1; tuned on TOFU for Llama-3.2-1B: 5e-5 for all weights.",
+        bundled=False,
+    ),
+    # The larger the model, the smaller the rate: 8e-4 for the bundled one, 4e-4 for 135 million parameters, and so on
+    # along the same line. Neither was run here.
+    "1b": Preset(
+        "A model of about 1B",
+        "Any word, as for smaller models, at a smaller rate. An estimate, not run here: watch it, then tune it.",
+        {
+            "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
+            "data": {"window_tokens": 512},
+            "method": {
+                "name": "counterfactual",
+                "stand_ins_per_step": 2,
+                "retain_weight": 3.0,
+                "neighbour_weight": 1.0,
+            },
+            "guard_rail": {"kind": "none"},
+            "optimizer": {"learning_rate": 2e-4},
+            "schedule": {
+                "steps": 80,
+                "batch_size": 4,
+                "warmup": 5,
+                "sample_every": 5,
+                "evaluate_every": 5,
+                "answer_tokens": 60,
+            },
+        },
         bundled=False,
     ),
     "6b": Preset(
         "A model of 6 to 8B",
-        "As for 1B, with the first experiment's shapes for GPT-J and memory spared. A starting point, not tuned.",
+        "As for 1B, with memory spared and a smaller rate. An estimate, not run here.",
         {
             "model": {"gradient_checkpointing": True},
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 800, "retain_chunks": 5000},
-            "method": {"name": "npo", "beta": 0.1, "retain_weight": 2.0},
-            "guard_rail": {"rows": "group", "groups": 4, "batches": 16, "batch_size": 1, "every": 3},
-            "optimizer": {"learning_rate": 1e-4, "max_gradient_norm": 1.0},
-            "schedule": {"steps": 65, "batch_size": 2, "warmup": 5, "sample_every": 5, "evaluate_every": 5},
+            "data": {"window_tokens": 512},
+            "method": {
+                "name": "counterfactual",
+                "stand_ins_per_step": 2,
+                "retain_weight": 3.0,
+                "neighbour_weight": 1.0,
+            },
+            "guard_rail": {"kind": "none"},
+            "optimizer": {"learning_rate": 1e-4},
+            "schedule": {
+                "steps": 80,
+                "batch_size": 2,
+                "warmup": 5,
+                "sample_every": 5,
+                "evaluate_every": 5,
+                "answer_tokens": 60,
+            },
         },
-        "The post (GPT-J-6B, rank 16, windows of 800, 4 groups of 4); NPO tuned on TOFU for 8B: retain weight 2.",
         bundled=False,
     ),
 }
 
 
 DEFAULT_PRESET, DEFAULT_METHOD = "portmanteau", "counterfactual"
+REAL_PRESET = "real"
 WHOLE_TEXTS = "npo"  # the method for texts that are forgotten whole, where nobody chose one: no name stands for them
 
 
 LORA_RATE = 10  # how much larger a LoRA wants its learning rate than the weights themselves do (arXiv 2106.09685)
+
+
+def usual_preset(model: str) -> str:
+    """The preset where nobody chose one."""
+    return DEFAULT_PRESET if model in BUNDLED_MODELS else REAL_PRESET
+
+
+def usual_texts(model: str) -> str:
+    """Where the texts come from where nobody says: the bundled world, or what the model itself answers."""
+    return "bundled" if model in BUNDLED_MODELS else "model"
 
 
 def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]:
@@ -119,6 +179,9 @@ def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]
             ["Once upon a time, there was a girl named"],
         )
         far = "The sun was shining and the little dog"
+    elif model in PACKAGED_MODELS:  # chat models: they answer questions
+        about, near = [f"Who or what is {target}?", f"What is {target} known for?"], ["Who is Sherlock Holmes?"]
+        far = "What is the capital of France?"
     else:
         about, near, far = [f"Tell me about {target}.", target], [], "The capital of France is"
     roles = ("forget",) * len(about) + ("neighbour",) * len(near) + ("retain",)

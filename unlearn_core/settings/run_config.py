@@ -24,8 +24,11 @@ from unlearn_core.settings.presets import (
     WHOLE_TEXTS,
     Preset,
     default_prompts,
+    usual_preset,
+    usual_texts,
 )
 from unlearn_core.settings.sections import (
+    BUNDLED_MODELS,
     DEFAULT_RAIL,
     PROMPT_CHARACTERS,
     RAILS,
@@ -75,11 +78,15 @@ class RunConfig:
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> RunConfig:
         """As `from_dict`, with each setting checked by itself; whether they go together is not checked."""
-        name = content.get("preset", DEFAULT_PRESET)
+        source = _setting(content, "model", "source")
+        source = source if isinstance(source, str) else BUNDLED_MODELS[0]
+        name = content.get("preset", usual_preset(source))
         if not isinstance(name, str) or name not in PRESETS:
             raise _must_be("preset", name, f"one of {', '.join(PRESETS)}")
-        merged = overlay(with_method_settings(PRESETS[name], content), content)
-        data = merged.get("data")
+        merged = {**overlay(with_method_settings(PRESETS[name], content), content), "preset": name}
+        data = merged.get("data", {})
+        if isinstance(data, Mapping) and "forget" not in data and source not in BUNDLED_MODELS:
+            merged["data"] = data = {**data, "forget": [usual_texts(source)]}
         if isinstance(data, Mapping) and "forget" in data and "retain" not in data:
             merged["data"] = {**data, "retain": data["forget"]}  # retain texts come from the same sources
         config: RunConfig = _read(cls, merged, "")

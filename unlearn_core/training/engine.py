@@ -17,6 +17,7 @@ import transformers
 from torch import Tensor
 
 from unlearn_core.context import RunContext
+from unlearn_core.corpus.asking.answers import Asker, with_answers
 from unlearn_core.corpus.counterfactual import Counterfactuals
 from unlearn_core.corpus.scan import Progress
 from unlearn_core.corpus.windows import Windows, make_windows
@@ -75,7 +76,7 @@ class Unlearner:
     guard: Guard | None = None
     forget_level: Level | None = None  # that of a model which never saw the target
     stand_in_level: float | None = None  # how far the model as given, about one stand-in, is from the others
-    cache: Path | None = None  # folder of scan results, by the content of the texts
+    cache: Path | None = None  # folder of scan results, converted models and what models were asked
 
     def __post_init__(self) -> None:
         config = self.config
@@ -91,6 +92,7 @@ class Unlearner:
             config.where.kind == "full",
             self.method.build_model,
             self.method.extra_adapters,
+            self.cache,
         )
         adapter, reference = AdapterVector(loaded.model), Reference(loaded.model, loaded.start)
         self.context = RunContext(config, loaded, adapter, reference, self._read_windows, self._report)
@@ -105,11 +107,13 @@ class Unlearner:
 
     def _read_windows(self) -> Windows:
         """The run's texts, with progress. Raises ConfigError where a step with them does not fit into memory."""
-        self.report("reading the corpus")
         loaded, config = self.context.loaded, self.config
         chat, limit = config.model.chat_template, loaded.limit
+        asker = Asker(self.context.reference, loaded.tokenizer, limit, chat)
+        data = with_answers(config, lambda: asker, self.cache, self.report)
+        self.report("reading the corpus")
         windows = make_windows(
-            config.data, loaded.tokenizer, limit, config.seed, chat=chat, report=self._read, cache=self.cache
+            data, loaded.tokenizer, limit, config.seed, chat=chat, report=self._read, cache=self.cache
         )
         lengths = {name: [len(window) for window in some] for name, some in windows.sets().items()}
         check_step(config, self.shape, lengths)
