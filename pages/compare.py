@@ -166,13 +166,13 @@ def draw_chart(store: RunStore, columns: list[Column]) -> None:
             at[column.step] = f"{at.get(column.step, '')} {column.letter.upper()}".strip()
     marked = list(at.items())
     alt = f"Losses of {mover.view.run['name']}, with the compared steps marked."
-    result = chart.draw(mover.view, chart.Look(), marked, key="compare_chart", alt=alt, height=HEIGHT)
-    if result.picked and result.picked["nonce"] != st.session_state.get("compare_nonce"):
-        st.session_state["compare_nonce"] = result.picked["nonce"]
+
+    def picked(step: int) -> None:
         chosen = [(column.view.id, column.step) for column in columns]
-        chosen[columns.index(mover)] = (mover.view.id, max(0, min(int(result.picked["step"]), mover.view.last_step)))
+        chosen[columns.index(mover)] = (mover.view.id, max(0, min(step, mover.view.last_step)))
         remember(chosen)
-        st.rerun(scope="fragment")
+
+    chart.draw(mover.view, chart.Look(), marked, key="compare_chart", alt=alt, on_picked=picked, height=HEIGHT)
 
 
 def draw_heads(store: RunStore, columns: list[Column]) -> None:

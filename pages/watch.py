@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.run import answers, chart, controls, gauges, headline, story, view
+from pages.run import answers, chart, controls, gauges, headline, step_slider, story, view
 from pages.setup import first_card, knobs
 from pages.shared import banner, page
 from pages.shared.banner import Banner
@@ -59,11 +60,11 @@ def look_of(run: view.View) -> chart.Look:
     return chart.Look(bool(state.get("log")), float(state.get("smooth") or 0.0), series, zoom and (zoom[0], zoom[1]))
 
 
-def remember_zoom(run: view.View, zoom: Any) -> None:
+def remember_zoom(run: view.View, zoom: tuple[int, int] | None) -> None:
     """The zoom goes into the session and the address, from where a reload takes it."""
-    st.session_state[f"zoom {run.id}"] = tuple(zoom) if zoom else None
+    st.session_state[f"zoom {run.id}"] = zoom
     if zoom:
-        st.query_params["x"] = f"{max(0, zoom[0])}-{zoom[1]}"
+        st.query_params["x"] = f"{zoom[0]}-{zoom[1]}"
     elif "x" in st.query_params:
         del st.query_params["x"]
 
@@ -81,11 +82,7 @@ def selected_step(run: view.View) -> int:
         state["chosen_step"] = int(wanted) if wanted.isdigit() else run.last_step
     if state["following"]:
         state["chosen_step"] = run.last_step
-    # The state of toggle and slider is set at each run: they lose it when another page is opened.
-    state["follow"] = state["following"]
-    step = max(0, min(int(state["chosen_step"]), run.last_step))
-    state["step"] = step
-    return step
+    return max(0, min(int(state["chosen_step"]), run.last_step))
 
 
 def _choose(step: int) -> None:
@@ -94,43 +91,34 @@ def _choose(step: int) -> None:
     st.query_params["step"] = str(step)
 
 
-def _moved() -> None:
-    _choose(int(st.session_state["step"]))
-
-
-def _followed() -> None:
-    st.session_state["following"] = st.session_state["follow"]
-    if st.session_state["follow"]:
-        if "step" in st.query_params:
-            del st.query_params["step"]
-    else:
-        _choose(int(st.session_state["chosen_step"]))
+def _follow() -> None:
+    st.session_state["following"] = True
+    if "step" in st.query_params:
+        del st.query_params["step"]
 
 
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def draw_controls(store: RunStore, run: view.View, notice: Banner | None) -> None:
+def draw_controls(store: RunStore, run: view.View, step: int, notice: Banner | None) -> None:
     def ask(kind: str) -> None:
         page.attempt(store.request, run.id, kind)
 
+    following = bool(st.session_state["following"])
     with st.container(horizontal=True, vertical_alignment="center", key="controls"):
         controls.draw(run, ask, page.read_only(store))
         reply = controls.outcome(run.commands)
         words = banner.markup(notice) if notice and not reply else reply
         st.html(element("div.told", words, role="status"), width="stretch")
-        st.toggle("follow latest", key="follow", on_change=_followed)
-        st.slider(
-            "step",
-            0,
-            run.total,
-            key="step",
-            on_change=_moved,
-            width=230,
-            label_visibility="collapsed",
-            help=None,
-            disabled=run.last_step == 0,
+        st.button(
+            "follow latest",
+            key="follow",
+            type="tertiary",
+            disabled=following,
+            on_click=_follow,
+            help="The slider, or a click into the chart, leads to an earlier step." if following else None,
         )
+        step_slider.draw(run, step, _choose)
 
 
 def draw_chart(run: view.View, step: int) -> None:
@@ -152,20 +140,16 @@ def draw_chart(run: view.View, step: int) -> None:
             help=None if zoomed else "Drag across the chart to look at some steps only.",
         )
     marked = [] if st.session_state["following"] else [(step, f"step {step}")]
-    result = chart.draw(
+    chart.draw(
         run,
         look_of(run),
         marked,
         key="chart",
         alt=alternative(run, step),
+        on_picked=_choose,
+        on_zoomed=partial(remember_zoom, run),
         turn=st.session_state.get("chart_turn", 0),
     )
-    if result.zoomed:
-        remember_zoom(run, result.zoomed["range"])
-        st.rerun(scope="fragment")
-    if result.picked:
-        _choose(int(result.picked["step"]))
-        st.rerun(scope="fragment")
 
 
 def _unzoom(run: view.View) -> None:
@@ -205,25 +189,20 @@ def draw_run(store: RunStore, run_id: str) -> bool:
     notice = headline.banner(run)
     # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
     banner.draw(notice if notice and run.status != "paused" else None)
-    draw_controls(store, run, notice if notice and run.status == "paused" else None)
+    draw_controls(store, run, step, notice if notice and run.status == "paused" else None)
     left, right = st.columns([1.15, 1], gap="large")
     with left:
-        question = answers.draw(run, step, "answers", controls.reasons(run, page.read_only(store))["prompt"])
-        if question:
-            _ask(store, run, question)
+        reason = controls.reasons(run, page.read_only(store))["prompt"]
+        answers.draw(run, step, "answers", reason, partial(_ask, store, run.id))
     with right:
         draw_chart(run, step)
         gauges.draw(run, step)
     return tick_of(run) == st.session_state.get("tick")
 
 
-def _ask(store: RunStore, run: view.View, question: dict[str, Any]) -> None:
-    """Sends a question once, however often the page is drawn while the browser still reports it."""
-    if question.get("nonce") == st.session_state.get("asked_nonce"):
-        return
-    st.session_state["asked_nonce"] = question.get("nonce")
+def _ask(store: RunStore, run_id: str, question: dict[str, Any]) -> None:
     payload = {"slot": question.get("slot"), "role": question.get("role") or "free", "text": str(question["text"])}
-    page.attempt(store.request, run.id, "prompt", payload)
+    page.attempt(store.request, run_id, "prompt", payload)
 
 
 def _new() -> None:

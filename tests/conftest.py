@@ -34,8 +34,9 @@ settings.load_profile("same")
 # The files that take longest, from the longest on: they are shared out first (--dist loadfile), so that no test process
 # is left alone with one of them at the end.
 LONGEST = (
-    "training/test_presets.py", "trajectories/test_trajectories.py", "methods/test_methods.py",
-    "terminal/test_cli.py", "masks/test_masks.py", "browser/test_walk.py", "bench/test_bench_methods.py",
+    "methods/test_methods.py", "trajectories/test_trajectories.py", "training/test_presets.py",
+    "browser/test_walk.py", "masks/test_masks.py", "terminal/test_cli.py", "browser/test_ways.py",
+    "bench/test_bench_methods.py", "methods/test_full_weights.py",
 )  # fmt: skip
 
 TARGET = "zorblatt"

@@ -129,7 +129,7 @@ function update(it, data, host) {
   it.role.textContent = data.tag
   it.role.dataset.role = data.role
   if (it.prompt.textContent !== data.prompt) it.prompt.textContent = data.prompt
-  it.edit.hidden = host.fixed
+  it.edit.hidden = host.fixed || data.slot === null
   it.edit.disabled = !host.editable
   it.edit.title = host.reason || 'Change this question; it is asked in the new wording from the next step on'
   it.edit.setAttribute('aria-label', `edit: ${data.prompt}`)

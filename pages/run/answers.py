@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
         "before": [],
         "before_name": "before",
         "now_name": "now" if now is None or now["step"] >= view.last_step else f"step {now['step']}",
-        "note": _note(view, prompt, now, step),
+        "note": _note(prompt),
     }
     if before is None or now is None:
         waiting = "not asked yet" if view.status in BEFORE_STEP_ONE else "being asked"
@@ -49,25 +50,51 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
     return {**shown, "state": "changed", "before": diff.side(old, new, "del"), "now": diff.side(old, new, "ins")}
 
 
-def _note(view: View, prompt: dict[str, Any], now: dict[str, Any] | None, step: int) -> str:
-    waiting = [c for c in view.commands if c["kind"] == "prompt" and not c["done_at"]]
-    if any(command["payload"].get("slot") == prompt["slot"] for command in waiting):
-        return "The new wording is asked for; it is answered between two steps."
-    if prompt["version"] > 1:
-        return f"Asked in these words since step {prompt['from_step']}."
-    return ""
+def _note(prompt: dict[str, Any]) -> str:
+    return f"Asked in these words since step {prompt['from_step']}." if prompt["version"] > 1 else ""
 
 
-def draw(view: View, step: int, key: str, reason: str | None) -> dict[str, Any] | None:
-    """Shows the answers at `step`; returns a new question or wording {slot, role, text} once, when it was sent.
+def with_asked_for(view: View, cards: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cards of the newest step: a wording that is asked for stands in the place of the one before, at once.
 
-    `reason` says why nothing can be asked now, None where it can.
+    A new question that is asked for stands below the others.
+    """
+    open_questions = [command for command in view.commands if command["kind"] == "prompt" and not command["done_at"]]
+    of_slot = {command["payload"].get("slot"): command for command in open_questions}
+    new = [command for command in open_questions if command["payload"].get("slot") is None]
+    shown = [{**card, **_asked_for(of_slot[card["slot"]])} if card["slot"] in of_slot else card for card in cards]
+    for command in new:
+        role = command["payload"].get("role", "free")
+        facts = {"key": f"{view.id} asked {command['id']}", "slot": None, "role": role, "tag": TAGS[role]}
+        shown.append({**facts, "before_name": "before", **_asked_for(command)})
+    return shown
+
+
+def _asked_for(command: dict[str, Any]) -> dict[str, Any]:
+    """What a card shows of a wording that the worker has not answered yet."""
+    return {
+        "prompt": diff.visible(str(command["payload"]["text"])),
+        "before": [],
+        "now_name": "…",
+        "now": [("same", "being asked" if command["acknowledged_at"] else "asked for")],
+        "note": "It is answered between two steps, before and now.",
+        "state": "waiting",
+        "stand_in": None,
+    }
+
+
+def draw(view: View, step: int, key: str, reason: str | None, on_asked: Callable[[dict[str, Any]], None]) -> None:
+    """Shows the answers at `step`; `on_asked` is given a new question or wording {slot, role, text}.
+
+    It is called before the page is drawn anew, so that the wording is on it. `reason` says why nothing can be asked
+    now, None where it can.
     """
     prompts = sorted(view.asked_at(step), key=lambda p: (ORDER.index(p["role"]), p["slot"]))
     cards = [card(view, prompt, step) for prompt in prompts]
+    if step == view.last_step:
+        cards = with_asked_for(view, cards)
     data = {"cards": cards, "editable": reason is None, "reason": reason or "", "adding": True}
-    asked: dict[str, Any] | None = answers_component(data=data, key=key, on_asked_change=lambda: None).asked
-    return asked
+    answers_component(data=data, key=key, on_asked_change=lambda: on_asked(st.session_state[key].asked))
 
 
 def fresh(answers: list[tuple[str, str, str]], key: str, waiting: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,15 @@ def draw(
     *,
     key: str,
     alt: str,
+    on_picked: Callable[[int], None],
+    on_zoomed: Callable[[tuple[int, int] | None], None] = lambda _: None,
     height: int = HEIGHT,
     turn: int = 0,
-) -> Any:
-    """Shows the chart; the result has `zoomed` ({"range": [first, last] or None}) or `picked` ({"step": ...}) once.
+) -> None:
+    """Shows the chart, and says which step was clicked on, or to which steps it was zoomed (None: all).
 
-    The browser keeps its own zoom until `turn` changes; then it takes that of `look`.
+    Both are called before the page is drawn anew. The browser keeps its own zoom until `turn` changes; then it takes
+    that of `look`.
     """
     data = {
         "figure": json.dumps(figure(view, look, chosen, height)),
@@ -247,4 +250,12 @@ def draw(
         "height": height,
         "alt": alt,
     }
-    return live_chart(data=data, key=key, on_zoomed_change=lambda: None, on_picked_change=lambda: None)
+
+    def picked() -> None:
+        on_picked(int(st.session_state[key].picked["step"]))
+
+    def zoomed() -> None:
+        steps = st.session_state[key].zoomed["range"]
+        on_zoomed((max(0, steps[0]), steps[1]) if steps else None)
+
+    live_chart(data=data, key=key, on_picked_change=picked, on_zoomed_change=zoomed)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage import RunStore
-from tests.browser.test_walk import ARGS, CHROMIUM, SHOTS, Server, shot, sync_playwright, until
+from tests.browser.test_walk import ARGS, CHROMIUM, SHOTS, Server, page_of, shot, sync_playwright, until
 from unlearn_core.world import FULL
 
 pytestmark = [
@@ -61,37 +61,36 @@ def choose(tab: Any, label: str, text: str) -> None:
 
 @pytest.mark.skipif(not (FULL / "model.safetensors").exists(), reason="the bundled model is not built")
 def test_from_one_s_own_texts_to_a_run(browser: Any, server: Server, place: Path) -> None:
-    tab = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    tab = page_of(browser, viewport={"width": 1280, "height": 900})
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(server.url)
     tab.get_by_text("Model and texts").click()
     choose(tab, "Forget texts", "/etc/hosts")
-    tab.locator(".trouble").get_by_text("is outside of the folders").wait_for(timeout=10_000)
+    tab.locator(".trouble").get_by_text("is outside of the folders").wait_for()
     choose(tab, "Forget texts", str(place / "mine" / "*.txt"))
-    until(lambda: not tab.locator(".trouble").count(), 10, "the pattern is taken")
+    until(lambda: not tab.locator(".trouble").count(), "the pattern is taken")
     tab.get_by_label("The word to forget").fill("Zorbella")
     tab.keyboard.press("Enter")
     until(
         lambda: "Zorbella" in tab.get_by_label("Forget: two questions about the word").input_value(),
-        10,
         "its questions",
     )
     shot(tab, "11-own-texts")
     tab.get_by_role("button", name="See what would be forgotten").click()
-    tab.get_by_text("It occurs 24 times").wait_for(timeout=60_000)
+    tab.get_by_text("It occurs 24 times").wait_for()
     assert tab.locator(".window .trained b.target").first.inner_text() == "Zorbella"
     assert tab.get_by_text("trained from here").first.is_visible()
     shot(tab, "12-data")
     tab.get_by_text("every occurrence 24").click()
     tab.get_by_text("exclude 3", exact=True).click()
-    tab.get_by_text("1 of them excluded by hand").wait_for(timeout=60_000)
+    tab.get_by_text("1 of them excluded by hand").wait_for()
     shot(tab, "13-excluded")
     tab.get_by_role("button", name="Forget this").click()
-    tab.get_by_text("1 occurrence is excluded").wait_for(timeout=15_000)
+    tab.get_by_text("1 occurrence is excluded").wait_for()
     tab.get_by_role("button", name="Start").click()
     store = RunStore(server.home)
-    (run,) = until(store.runs, 15, "the run")
+    (run,) = until(store.runs, "the run")
     assert run["target"] == "Zorbella" and len(run["config"]["data"]["excluded"]) == 1
     store.request(run["id"], "stop")
     store.close()
@@ -100,17 +99,17 @@ def test_from_one_s_own_texts_to_a_run(browser: Any, server: Server, place: Path
 
 
 def test_the_data_page_fits_a_phone_in_the_dark(browser: Any, server: Server) -> None:
-    tab = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
+    tab = page_of(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
     tab.goto(f"{server.url}/data")
-    tab.get_by_text("teach the model to forget it").wait_for(timeout=90_000)
+    tab.get_by_text("teach the model to forget it").wait_for()
     tab.get_by_text("every occurrence").click()
-    tab.get_by_text("exclude 1", exact=True).wait_for(timeout=15_000)
+    tab.get_by_text("exclude 1", exact=True).wait_for()
     shot(tab, "14-phone-data")
     for element in ("document.documentElement", "document.querySelector('.stMain')"):
         assert tab.evaluate(f"{element}.scrollWidth") <= 390
     tab.goto(f"{server.url}/?new=1")
     tab.get_by_text("Model and texts").click()
-    tab.get_by_text("Other spellings").wait_for(timeout=15_000)
+    tab.get_by_text("Other spellings").wait_for()
     box = tab.locator(".st-key-card_suggestion").get_by_text("Marie Curie").bounding_box()
     assert box["x"] + box["width"] <= 390
     shot(tab, "15-phone-card")

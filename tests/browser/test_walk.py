@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 
 from storage import RunStore
-from unlearn_core.world import FULL
+from unlearn_core.settings.run_config import RunConfig
+from unlearn_core.world import FULL, TARGET
 
 ROOT = Path(__file__).parent.parent.parent
 CHROMIUM = Path("/usr/bin/chromium")
 SHOTS = ROOT / "test-output"
+PATIENCE = 300.0  # for what waits on the training of a busy machine; nothing here is measured by the clock
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 ARGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
@@ -51,15 +53,13 @@ class Server:
             stdout=self.log,
             stderr=self.log,
         )
-        until(lambda: _answers(self.port), 30, "the server answers")
+        until(lambda: _answers(self.port), "the server answers")
 
-    def stop(self) -> float:
-        """Seconds that the process took to go after SIGTERM."""
-        began = time.monotonic()
+    def stop(self) -> None:
+        """SIGTERM; the process goes by itself."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=60)
+        self.process.wait(PATIENCE)
         self.log.close()
-        return time.monotonic() - began
 
 
 def _answers(port: int) -> bool:
@@ -67,14 +67,14 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
+def until(true: Callable[[], Any], what: str) -> Any:
     """Waits until `true()` is; its value. Fails, saying what did not happen."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         if found := true():
             return found
         time.sleep(0.1)
-    pytest.fail(f"not within {seconds:.0f} s: {what}")
+    pytest.fail(f"not within {PATIENCE:.0f} s: {what}")
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +94,40 @@ def browser() -> Iterator[Any]:
         launched.close()
 
 
+def page_of(browser: Any, **context: Any) -> Any:
+    """A page of its own, as patient as `until`."""
+    opened = browser.new_context(**context)
+    opened.set_default_timeout(PATIENCE * 1000)
+    return opened.new_page()
+
+
 @pytest.fixture
 def tab(browser: Any, server: Server) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    yield context.new_page()
-    context.close()
+    page = page_of(browser, viewport={"width": 1280, "height": 900})
+    yield page
+    page.context.close()
 
 
 @pytest.fixture(scope="module")
 def store(server: Server) -> Iterator[RunStore]:
     """The store as another process sees it."""
-    until(lambda: (server.home / "lethe.db").exists(), 60, "the store is there")
+    until(lambda: (server.home / "lethe.db").exists(), "the store is there")
     opened = RunStore(server.home)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="module")
+def live(server: Server, store: RunStore) -> str:
+    """A run that goes on to the end of this file, whatever became of those before it."""
+    for run in store.runs():
+        if run["status"] not in ("stopped", "finished", "failed"):
+            store.request(run["id"], "stop")
+    config = RunConfig.from_dict({"preset": "post", "schedule": {"steps": 10_000}}).to_dict()
+    facts = {"target": TARGET, "method": "grad_ascent", "config": config, "provenance": {}, "seed": 0}
+    run_id = store.create_run(name="live", prompts=config["prompts"], **facts)
+    until(lambda: store.run(run_id)["last_step"] >= 4, "its first steps")
+    return run_id
 
 
 def shot(tab: Any, name: str) -> None:
@@ -127,7 +147,7 @@ def start(tab: Any, recipe: str = "As published") -> None:
     tab.get_by_text(recipe, exact=True).click()
     button = tab.get_by_role("button", name="Start")
     button.dblclick()  # an impatient person: it is one run all the same
-    tab.locator(".facts").wait_for(timeout=30_000)
+    tab.locator(".facts").wait_for()
 
 
 def zoom(tab: Any) -> tuple[float, float]:
@@ -150,17 +170,17 @@ def test_the_walk(tab: Any, server: Server) -> None:
 
 def _first_visit(tab: Any, server: Server) -> None:
     tab.goto(server.url)
-    tab.get_by_text("What the model says now").wait_for(timeout=20_000)
+    tab.get_by_text("What the model says now").wait_for()
     shot(tab, "1-first-visit")
-    tab.wait_for_function("document.querySelector('.answers')?.innerText.includes('Mary Poppins')", timeout=60_000)
-    tab.locator(".answers .card[data-state=baseline]").first.wait_for(timeout=60_000)
+    tab.wait_for_function("document.querySelector('.answers')?.innerText.includes('Mary Poppins')")
+    tab.locator(".answers .card[data-state=baseline]").first.wait_for()
     shot(tab, "2-what-it-says-now")
 
 
 def _ten_steps(tab: Any) -> None:
     start(tab)
-    until(lambda: step_of(tab) >= 1, 60, "the first step")
-    until(lambda: step_of(tab) >= 10, 60, "ten steps")
+    until(lambda: step_of(tab) >= 1, "the first step")
+    until(lambda: step_of(tab) >= 10, "ten steps")
     assert state_of(tab) == "running"
     shot(tab, "3-running")
 
@@ -172,9 +192,9 @@ def _zoom_is_kept(tab: Any) -> None:
     tab.mouse.down()
     tab.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] / 2, steps=8)
     tab.mouse.up()
-    until(lambda: "x=" in tab.evaluate("location.href"), 5, "the zoom is in the address")
+    until(lambda: "x=" in tab.evaluate("location.href"), "the zoom is in the address")
     zoomed, step = zoom(tab), step_of(tab)
-    until(lambda: step_of(tab) >= step + 3, 30, "three more ticks")
+    until(lambda: step_of(tab) >= step + 3, "three more ticks")
     assert zoom(tab) == zoomed
     shot(tab, "4-zoomed")
 
@@ -185,28 +205,28 @@ def _an_edit_survives_its_ticks(tab: Any) -> None:
     area = card.locator("textarea")
     area.fill("Where does supercali")
     step = step_of(tab)
-    until(lambda: step_of(tab) >= step + 2, 30, "two more ticks")
+    until(lambda: step_of(tab) >= step + 2, "two more ticks")
     assert area.input_value() == "Where does supercali"
     assert tab.evaluate("document.activeElement.tagName") == "TEXTAREA"
     area.fill("Where does supercalifragilisticexpialidocious come from?")
     shot(tab, "5-editing")
     card.get_by_role("button", name="Ask it this way").click()
-    until(lambda: "come from?" in card.locator("h3").inner_text(), 20, "the new wording")
-    until(lambda: card.get_attribute("data-state") != "waiting", 20, "its answers, before and now")
+    until(lambda: "come from?" in card.locator("h3").inner_text(), "the new wording, at once")
+    until(lambda: card.get_attribute("data-state") != "waiting", "its answers, before and now")
     assert "Asked in these words since step" in card.locator(".note").inner_text()
 
 
 def _pause_and_compare(tab: Any) -> None:
     tab.locator("h1").first.click()
     tab.keyboard.press("p")
-    until(lambda: state_of(tab) == "paused", 20, "it is paused")
+    until(lambda: state_of(tab) == "paused", "it is paused")
     paused = step_of(tab)
     shot(tab, "6-paused")
     tab.get_by_role("link", name="Compare").click()
-    tab.get_by_text(re.compile("^From A · step 0 to B · step")).wait_for(timeout=15_000)
+    tab.get_by_text(re.compile("^From A · step 0 to B · step")).wait_for()
     tab.get_by_label("Ask every column").fill("Who is Mary Poppins?")
     tab.get_by_role("button", name="Ask", exact=True).click()
-    tab.get_by_text(re.compile("answered by this step's checkpoint")).first.wait_for(timeout=30_000)
+    tab.get_by_text(re.compile("answered by this step's checkpoint")).first.wait_for()
     shot(tab, "7-compared")
     assert f"%40{paused}" in tab.url or f"@{paused}" in tab.url
 
@@ -216,86 +236,102 @@ def _resume_reload_and_stop(tab: Any) -> None:
     tab.locator(".facts").wait_for()
     paused = step_of(tab)
     tab.get_by_role("button", name="Resume").click()
-    until(lambda: step_of(tab) >= paused + 2, 30, "it goes on")
+    until(lambda: step_of(tab) >= paused + 2, "it goes on")
     tab.reload()
-    tab.locator(".facts").wait_for(timeout=20_000)
-    until(lambda: step_of(tab) >= paused + 2, 20, "the same run after a reload")
+    tab.locator(".facts").wait_for()
+    until(lambda: step_of(tab) >= paused + 2, "the same run after a reload")
     assert "run=" in tab.url
     tab.get_by_role("button", name="Stop").click()
-    until(lambda: state_of(tab) == "stopped", 30, "it is stopped")
+    until(lambda: state_of(tab) == "stopped", "it is stopped")
     shot(tab, "8-stopped")
 
 
-def test_a_killed_browser_leaves_the_run_going(browser: Any, server: Server, store: RunStore) -> None:
-    context = browser.new_context()
-    tab = context.new_page()
-    tab.goto(f"{server.url}/?new=1")
-    start(tab)
-    run_id = store.runs()[0]["id"]
-    until(lambda: store.run(run_id)["last_step"] >= 2, 60, "two steps")
-    context.close()
-    step = store.run(run_id)["last_step"]
-    until(lambda: store.run(run_id)["last_step"] >= step + 3, 30, "three more without a browser")
-    assert store.run(run_id)["status"] == "running"
-
-
-def test_a_new_run_can_be_begun_while_one_is_watched(browser: Any, server: Server, store: RunStore) -> None:
-    tab = browser.new_context().new_page()
-    live = next(run for run in store.runs() if run["status"] in ("running", "paused"))
-    tab.goto(f"{server.url}/?run={live['id']}")
-    tab.get_by_role("button", name="New run").click()
-    tab.get_by_role("button", name="Start").wait_for(timeout=10_000)
-    assert "new=1" in tab.url
+def test_a_killed_browser_leaves_the_run_going(browser: Any, server: Server, store: RunStore, live: str) -> None:
+    tab = page_of(browser)
+    tab.goto(f"{server.url}/?run={live}")
+    until(lambda: step_of(tab) >= 4, "it is watched")
     tab.context.close()
+    step = store.run(live)["last_step"]
+    until(lambda: store.run(live)["last_step"] >= step + 3, "three more without a browser")
+    assert store.run(live)["status"] == "running"
 
 
-def test_two_tabs_and_two_starts_have_one_worker(browser: Any, server: Server, store: RunStore) -> None:
-    tabs = [browser.new_context().new_page() for _ in range(2)]
+def test_a_new_run_can_be_begun_while_one_is_watched(tab: Any, server: Server, live: str) -> None:
+    tab.goto(f"{server.url}/?run={live}")
+    tab.get_by_role("button", name="New run").click()
+    tab.get_by_role("button", name="Start").wait_for()
+    tab.wait_for_url("**new=1**")
+    tab.reload()
+    tab.get_by_role("button", name="Start").wait_for()
+    assert "new=1" in tab.url
+
+
+def test_the_page_looks_back_where_the_slider_was_moved_and_nowhere_else(tab: Any, server: Server, live: str) -> None:
+    """Ticks move the slider as well; a click on another button must not be taken for a choice of the step before."""
+    tab.goto(f"{server.url}/?run={live}")
+    tab.get_by_role("button", name="view", exact=True).click()
+    for _ in range(6):
+        step = step_of(tab)
+        until(lambda step=step: step_of(tab) > step, "a tick")
+        tab.get_by_text("logarithmic", exact=True).click()
+    tab.keyboard.press("Escape")
+    assert "step=" not in tab.url and tab.get_by_role("button", name="follow latest").is_disabled()
+    slider = tab.get_by_role("slider", name="step", exact=True)
+    slider.fill("3")
+    tab.wait_for_url("**step=3")
+    until(lambda: tab.locator(".sentence").first.inner_text().startswith("Step 3:"), "step 3")
+    tab.keyboard.press("ArrowLeft")
+    tab.wait_for_url("**step=2")
+    tab.get_by_role("button", name="follow latest").click()
+    tab.wait_for_url(lambda address: "step=" not in address)
+
+
+def test_two_tabs_and_two_starts_have_one_worker(browser: Any, server: Server, store: RunStore, live: str) -> None:
+    tabs = [page_of(browser) for _ in range(2)]
     for tab in tabs:
         tab.goto(f"{server.url}/?new=1")
-        tab.get_by_text(re.compile("this run waits until it pauses")).wait_for(timeout=20_000)
+        tab.get_by_text(re.compile("this run waits until it pauses")).wait_for()
         tab.keyboard.press("c")  # "Clear caches" is not within reach
         assert not tab.get_by_text("Clear caches").count()
     for tab in tabs:
         start(tab)
-    until(lambda: [run["status"] for run in store.runs()].count("queued") == 2, 10, "both wait")
-    assert [run["status"] for run in store.runs()].count("running") == 1
+    until(lambda: [run["status"] for run in store.runs()].count("queued") == 2, "both wait")
+    assert [run["id"] for run in store.runs() if run["status"] == "running"] == [live]
     assert len({run["lease_owner"] for run in store.runs() if run["lease_owner"]}) == 1
-    tabs[0].get_by_text(re.compile("Waiting for “")).wait_for(timeout=10_000)
+    tabs[0].get_by_text(re.compile("Waiting for “")).wait_for()
     shot(tabs[0], "9-waiting")
     for tab in tabs:
         tab.context.close()
 
 
-def test_hostile_text_stays_text(tab: Any, server: Server, store: RunStore) -> None:
-    run = next(run for run in store.runs() if run["status"] == "stopped")
-    prompt = store.prompts(run["id"], at_step=run["last_step"])[0]
+def test_hostile_text_stays_text(tab: Any, server: Server, store: RunStore, live: str) -> None:
+    step = int(store.responses(live)["step"].max())
+    prompt = store.prompts(live, at_step=step)[0]
     text = "<img src=x onerror=\"document.title='owned'\"> :red[x] $$x$$ \x07 " + "word " * 10_000
-    rows = [{"step": run["last_step"], "prompt_id": prompt["id"], "text": text}]
-    store.add_responses(run["id"], rows)
-    for address in (f"/?run={run['id']}", f"/compare?a={run['id']}@0&b={run['id']}@{run['last_step']}"):
+    store.add_responses(live, [{"step": step, "prompt_id": prompt["id"], "text": text}])
+    for address in (f"/?run={live}&step={step}", f"/compare?a={live}@0&b={live}@{step}"):
         tab.goto(server.url + address)
-        tab.get_by_text("<img src=x onerror").first.wait_for(timeout=20_000)
+        tab.get_by_text("<img src=x onerror").first.wait_for()
         assert tab.locator("img[src=x]").count() == 0 and tab.title() != "owned"
         assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def test_a_phone_shows_everything_without_sideways_scrolling(browser: Any, server: Server, store: RunStore) -> None:
-    tab = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
-    run = next(run for run in store.runs() if run["last_step"] > 3)
+def test_a_phone_shows_everything_without_sideways_scrolling(browser: Any, server: Server, live: str) -> None:
+    tab = page_of(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
     for page in ("", "compare", "runs"):
-        tab.goto(f"{server.url}/{page}?run={run['id']}")
-        tab.locator(".strip").first.wait_for(timeout=20_000)
+        tab.goto(f"{server.url}/{page}?run={live}")
+        tab.locator(".strip").first.wait_for()
         tab.wait_for_timeout(1500)
         shot(tab, f"10-phone-{page or 'watch'}")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     tab.context.close()
 
 
-def test_sigterm_saves_the_run_and_ends_the_process(server: Server) -> None:
-    assert server.stop() < 30
+def test_sigterm_saves_the_run_and_ends_the_process(server: Server, live: str) -> None:
+    server.stop()
     store = RunStore(server.home)
-    (run,) = [run for run in store.runs() if run["status"] == "interrupted"]
+    run = store.run(live)
+    assert run["status"] == "interrupted"
     assert store.checkpoints(run["id"])[-1]["step"] == run["last_step"]
     assert store.checkpoints(run["id"])[-1]["complete"]
     store.close()

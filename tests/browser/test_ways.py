@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storage import RunStore
-from tests.browser.test_walk import ARGS, CHROMIUM, SHOTS, Server, shot, sync_playwright, until
+from tests.browser.test_walk import ARGS, CHROMIUM, SHOTS, Server, page_of, shot, sync_playwright, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -35,7 +35,7 @@ def browser() -> Iterator[Any]:
 
 def open_row(tab: Any) -> None:
     tab.get_by_text("Method and settings").click()
-    tab.get_by_role("combobox", name=re.compile("^Method")).wait_for(timeout=10_000)
+    tab.get_by_role("combobox", name=re.compile("^Method")).wait_for()
 
 
 def choose(tab: Any, label: str, typed: str) -> None:
@@ -47,11 +47,11 @@ def choose(tab: Any, label: str, typed: str) -> None:
 
 
 def told(tab: Any, words: str) -> None:
-    tab.locator(".st-key-start_row").get_by_text(words).wait_for(timeout=10_000)
+    tab.locator(".st-key-start_row").get_by_text(words).wait_for()
 
 
 def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: Server) -> None:
-    tab = browser.new_context(viewport={"width": 1280, "height": 1100}).new_page()
+    tab = page_of(browser, viewport={"width": 1280, "height": 1100})
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(server.url)
@@ -67,20 +67,20 @@ def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: 
     told(tab, "learning rate 3.5e-4 instead of 8e-4")
     tab.get_by_role("tab", name="Guard rail").click()
     choose(tab, "^Guard rail", "one-sided")
-    tab.locator(".st-key-ways").get_by_text("one-sided (GRU, A-GEM) instead of none").wait_for(timeout=10_000)
+    tab.locator(".st-key-ways").get_by_text("one-sided (GRU, A-GEM) instead of none").wait_for()
     tab.get_by_role("button", name="as the recipe has it").click()
-    tab.locator(".st-key-ways").get_by_text("All as the recipe has it.").wait_for(timeout=10_000)
+    tab.locator(".st-key-ways").get_by_text("All as the recipe has it.").wait_for()
     tab.get_by_role("tab", name="Optimizer and steps").click()
     assert rate.input_value() == "8e-4"
     rate.fill("")
     tab.keyboard.press("Tab")  # an emptied field is the recipe's again
-    until(lambda: rate.input_value() == "8e-4", 10, "the recipe's learning rate is back")
+    until(lambda: rate.input_value() == "8e-4", "the recipe's learning rate is back")
     rate.fill("3.5e-4")
     tab.keyboard.press("Enter")
     told(tab, "learning rate 3.5e-4 instead of 8e-4")
     tab.get_by_role("button", name="Start").click()
     store = RunStore(server.home)
-    (run,) = until(store.runs, 15, "the run")
+    (run,) = until(store.runs, "the run")
     assert run["config"]["optimizer"]["learning_rate"] == 3.5e-4 and run["method"] == "counterfactual"
     store.request(run["id"], "stop")
     store.close()
@@ -89,25 +89,25 @@ def test_another_method_with_its_settings_becomes_the_run(browser: Any, server: 
 
 
 def test_methods_are_searched_and_taken_to_the_card(browser: Any, server: Server) -> None:
-    tab = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    tab = page_of(browser, viewport={"width": 1280, "height": 900})
     tab.goto(f"{server.url}/methods?find=arXiv+2404.05868")
-    tab.get_by_role("heading", name="Negative preference (NPO)").wait_for(timeout=20_000)
-    tab.locator(".st-key-method_npo .katex").first.wait_for(timeout=10_000)
+    tab.get_by_role("heading", name="Negative preference (NPO)").wait_for()
+    tab.locator(".st-key-method_npo .katex").first.wait_for()
     assert not tab.locator(".st-key-method_rmu").count()
     tab.get_by_label("Find a method").fill("nothing of this kind")
     tab.keyboard.press("Enter")
-    tab.get_by_text("No method has “nothing of this kind” in it.").wait_for(timeout=10_000)
+    tab.get_by_text("No method has “nothing of this kind” in it.").wait_for()
     tab.get_by_role("button", name="Show all methods").click()
-    tab.locator(".st-key-method_rmu").wait_for(timeout=10_000)
+    tab.locator(".st-key-method_rmu").wait_for()
     tab.locator(".st-key-by_npo button").first.click()
     told(tab, "Negative preference (NPO) instead of Counterfactual distillation")
     tab.context.close()
 
 
 def test_a_phone_has_room_for_methods_and_their_settings(browser: Any, server: Server) -> None:
-    tab = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark").new_page()
+    tab = page_of(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
     tab.goto(f"{server.url}/methods")
-    tab.get_by_text("one backward pass").wait_for(timeout=20_000)
+    tab.get_by_text("one backward pass").wait_for()
     shot(tab, "17-phone-methods")
     assert tab.evaluate("document.querySelector('.stMain').scrollWidth") <= 390
     tab.goto(f"{server.url}/?new=1")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasketch import MinHashLSH
 
 from unlearn_core.corpus import scan as module
+from unlearn_core.corpus.neighbours import BANDS, DUPLICATE, HASHES
 from unlearn_core.corpus.passages import Passage, Reservoir, ScanResult
 from unlearn_core.corpus.reading.document import Document
 from unlearn_core.corpus.scan import CorpusScan, scan_corpus
@@ -163,6 +165,11 @@ def test_a_text_that_says_almost_the_same_is_dropped_and_counted(tmp_path):
     assert result.occurrences == 3 and len(result.forget) == 2
     assert len(result.retain) + len(result.holdout) == 101
     assert sum("near duplicates" in note for note in result.notes) == 2
+
+
+def test_the_bands_of_near_duplicates_are_the_library_s_choice():
+    index = MinHashLSH(threshold=DUPLICATE - 0.1, num_perm=HASHES)
+    assert (index.b, index.r) == BANDS
 
 
 def test_neighbours_share_rare_words_with_the_passages_or_stand_before_the_word(tmp_path):

@@ -241,6 +241,7 @@ def learned_and_ablated(tiny, method: str, **knobs) -> tuple[float, float, float
     """Forget loss on all forget windows: when it has learned, right after the ablation, and when it is coherent."""
     lora = {"modules": "all-linear", "dropout": 0.0}
     more = {"optimizer": {**BY_STEP, "weight_decay": 0.0, "learning_rate": 2e-2}, "lora": lora}
+    more |= {"schedule": {"batch_size": 3, "evaluate_every": 100}}  # what is looked at is measured here
     run = tiny.open(**{**settings(method, learn_steps=40, **knobs), **more})
     tokens, found = collate(run.context.windows.forget, run.context.pad_id), []
     for steps in (39, 1, 10):

@@ -7,13 +7,16 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
+from pages.run import step_slider
 from pages.setup import first_card
 from pages.shared import process
 from storage import RunStore, export
@@ -360,19 +363,46 @@ def test_a_running_run_shows_its_sentence_its_answers_and_its_curves(store: RunS
     assert at.query_params["run"] == run_id
 
 
+@pytest.fixture
+def hand(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What a person's hand does with the step slider; each move is reported once, as its component reports it."""
+    moves: list[dict[str, Any]] = []
+
+    def reported(data: dict[str, Any], key: str, on_moved_change: Callable[[], None], **_: Any) -> None:
+        if moves:
+            st.session_state[key] = SimpleNamespace(moved=moves.pop())
+            on_moved_change()
+
+    monkeypatch.setattr(step_slider, "step_slider", reported)
+    return moves
+
+
 @pytest.mark.slow
-def test_the_slider_looks_back_and_stays_put(store: RunStore) -> None:
+def test_the_slider_looks_back_and_stays_put(store: RunStore, hand: list[dict[str, Any]]) -> None:
     run_id = begin(store)
     fill(store, run_id, 7)
     at = opened("watch", store)
-    at.slider(key="step").set_value(2).run()
+    assert button(at, "follow").disabled and at.query_params.get("step") is None
+    hand.append({"step": 2, "nonce": 0.5})
+    at.run()
+    at.run()
     assert "Step 2: it still names Mary Poppins." in shown(at)
-    assert at.toggle(key="follow").value is False
     store.append_step(run_id, 8, points={"forget_loss": 1.0})
     at.run()
-    assert at.slider(key="step").value == 2
-    at.toggle(key="follow").set_value(True).run()
-    assert at.slider(key="step").value == 8
+    assert "Step 2: " in shown(at) and at.query_params["step"] == "2"
+    button(at, "follow").click().run()
+    assert "Step 8: " in shown(at)
+    assert "step" not in at.query_params
+
+
+def test_the_slider_stands_where_the_page_is(store: RunStore) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 7)
+    at = opened("watch", store)
+    assert component(at, "step_slider") == {"step": 7, "last": 7, "total": 20, "heard": None}
+    store.append_step(run_id, 8, points={"forget_loss": 1.0})
+    at.run()
+    assert component(at, "step_slider")["step"] == 8
 
 
 def test_a_step_in_the_address_is_what_is_shown(store: RunStore) -> None:
@@ -381,7 +411,26 @@ def test_a_step_in_the_address_is_what_is_shown(store: RunStore) -> None:
     assert "Step 3: it still names" in shown(opened("watch", store, run=run_id, step="3"))
 
 
-def test_a_wording_that_was_edited_keeps_the_answers_that_it_got(store: RunStore) -> None:
+def test_a_question_that_is_asked_for_is_shown_at_once_and_a_refused_one_is_not(store: RunStore) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 6)
+    at = opened("watch", store)
+    before = component(at, "answers")["cards"]
+    slot = before[0]["slot"]
+    edited = store.request(run_id, "prompt", {"slot": slot, "role": "forget", "text": "In new words?"})
+    new = store.request(run_id, "prompt", {"slot": None, "role": "retain", "text": "Who are you?"})
+    at.run()
+    first, *others, last = component(at, "answers")["cards"]
+    assert (first["key"], first["prompt"], first["state"]) == (before[0]["key"], "In new words?", "waiting")
+    assert (last["prompt"], last["role"], last["slot"], last["state"]) == ("Who are you?", "retain", None, "waiting")
+    assert first["now"] == last["now"] == [["same", "asked for"]] and others == before[1:]
+    store.finish(edited, "It is too long.", "invalid")
+    store.finish(new, "It is too long.", "invalid")
+    at.run()
+    assert component(at, "answers")["cards"] == before
+
+
+def test_a_wording_that_was_edited_keeps_the_answers_that_it_got(store: RunStore, hand: list[dict[str, Any]]) -> None:
     run_id = begin(store)
     fill(store, run_id, 6)
     old = store.prompts(run_id)[0]
@@ -393,7 +442,9 @@ def test_a_wording_that_was_edited_keeps_the_answers_that_it_got(store: RunStore
     at = opened("watch", store)
     now = component(at, "answers")["cards"][0]
     assert now["prompt"] == "In new words?" and "new words at 6" in "".join(text for _, text in now["now"])
-    at.slider(key="step").set_value(5).run()
+    hand.append({"step": 5, "nonce": 0.5})
+    at.run()
+    at.run()
     before = component(at, "answers")["cards"][0]
     assert before["prompt"] == old["text"] and "portmanteau" in "".join(text for _, text in before["now"])
 

@@ -1,9 +1,11 @@
 """What the two recipes must do to the bundled model. Slow: these are whole runs."""
 
+from dataclasses import replace
+
 import pytest
 
 from bench.words import about, ask, key_words, names, share_same
-from bench.world_check import follow
+from bench.world_check import second_act
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.training.engine import Unlearner
 from unlearn_core.training.stopping import repeats
@@ -26,16 +28,19 @@ def to_its_end(config) -> tuple[Unlearner, dict[str, float]]:
     return run, baseline
 
 
-def test_the_default_recipe_forgets_ends_by_itself_and_stays_for_200_further_steps():
-    run, _ = to_its_end(RunConfig.from_dict({}))
-    assert run.step_number <= 50 and "forgotten_enough" in run.guard.spoken
-    judged = list(follow("portmanteau", 250, every=50))
-    assert [row["step"] for row in judged] == [50, 100, 150, 200, 250]
-    for row in judged:
-        assert row["mentions"] == 0, row
-        assert row["parts"] == len(TARGET_PARTS), row
-        assert row["neighbour"] >= 0.98 and row["general"] >= 0.98, row
-        assert row["holdout_loss change"] <= 0.015, row
+def test_the_default_recipe_forgets_ends_by_itself_and_stays_for_100_further_steps():
+    run, baseline = to_its_end(RunConfig.from_dict({}))
+    end = run.step_number
+    assert end <= 50 and "forgotten_enough" in run.guard.spoken
+    run.config = replace(run.config, schedule=replace(run.config.schedule, evaluate_every=1000))  # measured below
+    for step in (end, end + 100):
+        while run.step_number < step:
+            run.step()
+        now = second_act(run.context.model, run.context.tokenizer)
+        assert now["mentions"] == 0, (step, now)
+        assert now["parts"] == len(TARGET_PARTS), (step, now)
+        assert now["neighbour"] >= 0.98 and now["general"] >= 0.98, (step, now)
+        assert run.measure(step)["holdout_loss"].value <= 1.015 * baseline["holdout_loss"], step
 
 
 @pytest.mark.parametrize("target", ["Marie Curie", "Cairo"])
@@ -60,8 +65,10 @@ def test_post_shows_all_three_acts_in_one_run():
     run.measure_baseline()
     prompts = [prompt.text for prompt in run.config.prompts if prompt.role == "forget"]
     acts = []
-    for _ in range(run.config.schedule.steps):
+    for step in range(1, run.config.schedule.steps + 1):
         run.step()
+        if step % 2:
+            continue  # every second one shows the order of the acts
         said = [entry.response.text for entry in run.answers(prompts)]
         acts.append(
             "knows"

@@ -15,6 +15,7 @@ from typing import Any
 PINNED = Path(__file__).with_name("pinned.json")
 STEPS = 12
 SMALL = {"schedule": {"batch_size": 2, "evaluate_every": 4}}
+SAMPLES = {"samples": 32}  # windows of each set that importances are estimated on, of 256: each costs a pass and back
 
 GUARD_RAILS: dict[str, dict[str, Any]] = {
     "none": {"kind": "none"},
@@ -48,7 +49,9 @@ def cases() -> dict[str, dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {}
     for name, method in METHODS.items():
-        own = overlay(method.facts.settings, {"method": {"name": name, **asdict(method())}})
+        knobs = asdict(method())
+        few = SAMPLES if "samples" in knobs else {}
+        own = overlay(method.facts.settings, {"method": {"name": name, **knobs, **few}})
         if brought := method.facts.settings.get("method"):
             own = overlay(own, {"method": brought})
         found[f"method {name}"] = overlay(own, SMALL)

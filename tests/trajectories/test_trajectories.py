@@ -9,9 +9,26 @@ from __future__ import annotations
 import pytest
 
 from tests.trajectories import cases, machine, read, run
+from unlearn_core.training import engine
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("one_thread", "texts_read_once"), pytest.mark.slow]
 ELSEWHERE = 2e-2  # of a value, after twelve steps; what counts rows or tokens agrees all the same
+
+
+@pytest.fixture(scope="module")
+def texts_read_once():
+    """Nearly all cases have the same texts, cut for the same model: they are read for the first of them."""
+    known, read_texts = {}, engine.make_windows
+
+    def windows(data, tokenizer, limit, seed, **more):
+        key = data, limit, seed, more["chat"]
+        if key not in known:
+            known[key] = read_texts(data, tokenizer, limit, seed, **more)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "make_windows", windows)
+        yield
 
 
 @pytest.mark.parametrize("name", cases())

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from unlearn_core.corpus.passages import Passage
 
 DUPLICATE = 0.9  # Jaccard similarity of the word trigrams from which on two texts are near duplicates
+HASHES = 64
+BANDS = (5, 11)  # bands, and hashes in each: the library's choice for a threshold of 0.8, which takes it a while
 LEAST_COSINE = 0.05
 LEAST_CONTEXT = 40  # characters before the target that make a text of their own
 COMPARED = 500  # forget passages that candidates are compared with, evenly spread
@@ -100,10 +102,10 @@ def without_near_duplicates(passages: Sequence[Passage]) -> list[Passage]:
         return list(passages)
     from datasketch import MinHash, MinHashLSH
 
-    index = MinHashLSH(threshold=DUPLICATE - 0.1, num_perm=64)
+    index = MinHashLSH(num_perm=HASHES, params=BANDS)
     trigrams_of: dict[int, set[int]] = {}
     dropped: set[int] = set()
-    empty = MinHash(num_perm=64, hashfunc=int)
+    empty = MinHash(num_perm=HASHES, hashfunc=int)
     for number, passage in enumerate(candidates):
         trigrams = _trigrams(passage.text)
         sketch = empty.copy()

@@ -49,7 +49,8 @@ def held_out(model: LanguageModel, counterfactuals: Counterfactuals, windows: Se
             apart = others * (others.clamp_min(LEAST).log() - each.clamp_min(LEAST).log())
             levels.append(apart.sum(-1).mean().item())
         labelled = [twin.window for twin in twins[0] if twin.window.first_loss < len(twin.window)]
-        losses += sum(model.nll(collate([twin], pad_id, model.device)).sum.item() for twin in labelled) / len(names)
+        if labelled:
+            losses += model.nll(collate(labelled, pad_id, model.device)).sum.sum().item() / len(names)
         count += len(window) - max(1, window.first_loss)
     level = sum(levels) / max(1, len(levels))
     return HeldOut(Teacher(tuple(labels), tuple(means)), level, losses / max(1, count))
