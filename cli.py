@@ -259,7 +259,7 @@ def export(args: argparse.Namespace, store: RunStore) -> int:
 def bench(args: argparse.Namespace) -> int:
     from bench import machine
 
-    if args.only and args.part not in ("methods", "words"):
+    if args.only and args.part not in ("methods", "words", "real"):
         raise BadInput("--only names methods or words; it goes with `bench methods` and `bench words`.")
     if args.part in (None, *machine.PARTS):
         if args.set or args.again or (args.docs and args.part):
@@ -347,16 +347,16 @@ def add_parts(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "part",
         nargs="?",
-        choices=("engine", "seek", "app", "methods", "words", "rails", "as_run", "gpu"),
+        choices=("engine", "seek", "app", "methods", "words", "real", "rails", "as_run", "gpu"),
         help="engine, seek, app: what Lethe costs; methods: each at its own settings; words: the default recipe on any "
-        "words of the bundled world; rails: retain damage at equal forgetting; as_run: the published defects; gpu: "
-        "steps of a 6B model",
+        "words of the bundled world; real: a real model forgets a name (with requirements-real.txt); rails: retain "
+        "damage at equal forgetting; as_run: the published defects; gpu: steps of a 6B model",
     )
     bench.add_argument(
-        "--only", nargs="+", action="extend", default=[], metavar="NAME", help="methods, words: only these"
+        "--only", nargs="+", action="extend", default=[], metavar="NAME", help="methods, words, real: only these"
     )
     bench.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="laid over all settings")
-    bench.add_argument("--seeds", type=int, default=3, metavar="N", help="words, rails, as_run: the seeds 0 to N - 1")
+    bench.add_argument("--seeds", type=int, default=3, metavar="N", help="words, real, rails, as_run: 0 to N - 1")
     bench.add_argument("--minutes", type=float, default=55.0, metavar="M", help="methods: for all of them together")
     bench.add_argument("--shape", choices=("gptj-6b", "tiny"), default="gptj-6b", help="gpu: tiny runs anywhere")
     bench.add_argument("--again", action="store_true", help="measure anew what has been measured")

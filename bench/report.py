@@ -26,6 +26,7 @@ PAGES = {
     "gpu": "docs/performance.md",
     "world": "docs/world.md",
     "words": "docs/words.md",
+    "real": "docs/real.md",
 }
 
 

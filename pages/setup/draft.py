@@ -39,9 +39,9 @@ class Draft:
 
     `overrides`: path in a run file (`optimizer.learning_rate`) -> value, of settings that differ from what preset,
     method and `where.kind` begin with. `method`: empty for the preset's own. `forget_from`, `keep_from`: sources as
-    typed, several with a `;` between. `kind`, `ask_this`: what the target is, and a person's own questions about it, one a
-    line, where the model is asked for the texts. `corpus_questions`: the first questions of the texts, where all of
-    them are to be forgotten. `excluded`: ids of occurrences of the target `excluded_of[0]` in texts `excluded_of[1]`.
+    typed, several with a `;` between. `kind`, `ask_this`: what the target is, and a person's own questions about it,
+    one a line, where the model is asked for the texts. `corpus_questions`: the first questions of the texts, where all
+    of them are to be forgotten. `excluded`: ids of occurrences of `excluded_of[0]` in the texts `excluded_of[1]`.
     """
 
     preset: str = DEFAULT_PRESET
