@@ -49,13 +49,26 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
     return {**shown, "state": "changed", "before": diff.side(old, new, "del"), "now": diff.side(old, new, "ins")}
 
 
+def verdict(view: View, prompt: dict[str, Any], answer: str) -> str:
+    """Whether an answer to a forget question still names what was answered before step 1; "": it is no such question.
+
+    A word-for-word difference is shown beside it; this is what the milestones count.
+    """
+    question = view.course.questions.get(prompt["id"])
+    if question is None or not question.has_answer:
+        return ""
+    named = question.named(answer)
+    return f"Still names: {', '.join(named)}." if named else "Forgotten: it names nothing of the old answer."
+
+
 def _note(view: View, prompt: dict[str, Any], now: dict[str, Any] | None, step: int) -> str:
     waiting = [c for c in view.commands if c["kind"] == "prompt" and not c["done_at"]]
     if any(command["payload"].get("slot") == prompt["slot"] for command in waiting):
         return "The new wording is asked for; it is answered between two steps."
+    notes = [verdict(view, prompt, now["text"])] if now is not None and now["step"] else []
     if prompt["version"] > 1:
-        return f"Asked in these words since step {prompt['from_step']}."
-    return ""
+        notes.append(f"Asked in these words since step {prompt['from_step']}.")
+    return " ".join(filter(None, notes))
 
 
 def draw(view: View, step: int, key: str, reason: str | None) -> dict[str, Any] | None:

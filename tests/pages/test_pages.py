@@ -338,7 +338,7 @@ def test_a_forget_loss_beyond_guessing_is_a_collapse_only_where_text_to_keep_has
 ) -> None:
     run_id = begin(store)
     said = [{"prompt_id": p["id"], "text": "A word.", "tokens": 2, "seconds": 0.1} for p in store.prompts(run_id)]
-    level = [("baseline", {"collapse_level": 8.4})]
+    level = [("baseline", {"uniform_loss": 6.3, "forget_level": 8.0})]
     store.append_step(run_id, 0, points={"forget_loss": 0.1, "holdout_loss": 0.388}, responses=said, events=level)
     points = {"forget_loss": 9.0, "holdout_loss": kept}
     store.append_step(run_id, 1, points=points, responses=said, status="running")
@@ -349,8 +349,8 @@ def test_a_running_run_shows_its_sentence_its_answers_and_its_curves(store: RunS
     run_id = begin(store)
     fill(store, run_id, 7)
     at = opened("watch", store)
-    assert "Step 7: it stopped naming Mary Poppins at step 4 and explains the word from 2 of its 5 parts." in shown(at)
-    assert "Holdout loss +1.4\u00a0%; +5\u00a0% allowed." in shown(at)
+    assert "Step 7: forgotten since step 4 and explains the word from 2 of its 5 parts." in shown(at)
+    assert "Holdout loss +1.4\u00a0% of +5\u00a0% allowed." in shown(at)
     first = component(at, "answers")["cards"][0]
     assert first["state"] == "changed"
     assert any(kind == "del" and "Mary Poppins" in text for kind, text in first["before"])

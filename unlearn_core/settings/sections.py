@@ -182,7 +182,11 @@ class ScheduleSettings:
 class GuardSettings:
     not_finite: bool = knob(True, help="Pause before a step whose loss or gradient is not a number.")
     retain_budget: float = knob(
-        0.05, 0.0, 1000.0, "Retain budget: pause when the holdout loss has risen by this share; 0 = never."
+        0.05,
+        0.0,
+        1000.0,
+        "Retain budget: pause when holdout loss (retain loss where there is no holdout set) has risen by this share; "
+        "0 = never.",
     )
     forgotten_enough: bool = knob(
         True,
@@ -191,7 +195,8 @@ class GuardSettings:
     )
     collapse: bool = knob(
         True,
-        help="Pause when answers repeat themselves, or the forget loss is beyond guessing and the forgotten level.",
+        help="Pause when answers repeat themselves, or when the forget loss is beyond guessing and the forgotten level "
+        "while the budget is exceeded, or beyond twice the larger of both.",
     )
 
 
