@@ -139,7 +139,9 @@ class DataSettings:
     )
     answer_field: str = knob("", help="Field of the answer in question/answer rows; the loss is on the answer alone.")
     pair_template: str = knob(
-        "{question}\n{answer}", help="Template of a question/answer pair where the tokenizer has no chat template."
+        "{question}\n{answer}",
+        help="Template of a question/answer pair where the tokenizer has no chat template; where the forget texts are "
+        "pairs, the run's questions are asked in it too.",
     )
     stand_ins: tuple[str, ...] = knob(
         (), help="Stand-ins: names that no model has met, put in the target's place; empty = invented in its shape."
