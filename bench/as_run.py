@@ -97,7 +97,10 @@ def measure(case: Case, progress: Progress) -> dict[str, Any]:
 
 
 def collapse_of(row: Row) -> int | None:
-    """The first step whose forget loss is beyond that of guessing and of the reference; None where there is none."""
+    """The first step whose forget loss is beyond that of guessing and of the reference; None where there is none.
+
+    Of these curves, which have no holdout loss at every step; the milestones of a run also ask for damage.
+    """
     losses = row["curves"]["forget_loss"]
     return next((n for n, loss in enumerate(losses, 1) if loss is not None and loss > row["collapse_level"]), None)
 

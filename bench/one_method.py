@@ -136,7 +136,10 @@ def distance_to_the_reference(run: Any, step: int, model: Any = None) -> float |
     every.tokens = collate(run.context.windows.forget, run.context.pad_id, run.context.device)
     context = run.method.prompt_prefix(run.context, step)
     read = (
-        every.behind(tuple(run.context.tokenizer(context + "\n")["input_ids"]), run.context.loaded.limit)
+        every.behind(
+            tuple(run.context.tokenizer(context + "\n", add_special_tokens=False)["input_ids"]),
+            run.context.loaded.limit,
+        )
         if context
         else every
     )

@@ -82,8 +82,8 @@ def key_words(question: Question, of_strangers: Sequence[str]) -> set[str]:
 
 def measure(case: Case, progress: Progress) -> dict[str, Any]:
     """A run to its own end, and what it answers there."""
+    from unlearn_core.training.collapse import repeats
     from unlearn_core.training.engine import open_unlearner
-    from unlearn_core.training.stopping import repeats
 
     began = time.monotonic()
     run = open_unlearner(case.config, progress.report)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from markupsafe import Markup
 
-from pages.run import answers, chart, controls, marks, view
+from pages.run import answers, chart, controls, view
 from pages.run.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
 from pages.setup import about
 from pages.shared import diff, page
@@ -123,10 +123,11 @@ def _added(run_id: str, step: int) -> None:
 
 
 def next_step(columns: list[Column]) -> int:
-    """A step worth adding: the forgetting moment, the best, the last, the middle; one that is not there yet."""
+    """A step worth adding: where it was forgotten, the best, the last, the middle; one that is not there yet."""
     newest = columns[-1].view
     taken = {column.step for column in columns if column.view.id == newest.id}
-    offered = [marks.moment(newest), marks.best_step(newest), newest.last_step, newest.last_step // 2]
+    at = newest.milestones()
+    offered = [at.forgotten, at.best, newest.last_step, newest.last_step // 2]
     return next((step for step in offered if step is not None and step not in taken), newest.last_step)
 
 
@@ -226,8 +227,12 @@ def head(column: Column, store: RunStore, first: bool) -> Markup:
         badges.append("the others are marked against this")
     if step == 0:
         badges.append("before step 1")
-    if step == marks.best_step(loaded):
-        badges.append("★ best step")
+    at = loaded.milestones()
+    named = {"★ best step": at.best, "forgotten since here": at.forgotten}
+    named |= {"damage began here": at.damaged, "collapsed since here": at.collapsed}
+    badges += [label for label, there in named.items() if there == step]
+    if any(relapsed == step for relapsed, _ in at.relapses):
+        badges.append("relapse: answered as before again")
     checkpoint = column.checkpoint(store.home)
     if checkpoint is None:
         badges.append("no checkpoint")

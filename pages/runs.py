@@ -18,7 +18,8 @@ from pages.shared.banner import Banner
 from pages.shared.format import percent, three
 from pages.shared.html import element
 from pages.shared.recorded import RECORDED
-from unlearn_core.metrics import budgeted
+from unlearn_core.metrics import budgeted, budgeted_set
+from unlearn_core.training.milestones import Milestones
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -46,7 +47,8 @@ def table(store: RunStore, runs: list[dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for run in runs:
         first, last = store.first_points(run["id"]), store.last_points(run["id"])
-        loss = budgeted(first)
+        loss, which = budgeted(first), budgeted_set(first)
+        at = _milestones(store, run)
         rows.append(
             {
                 "state": headline.status_words(run["status"]),
@@ -55,7 +57,10 @@ def table(store: RunStore, runs: list[dict[str, Any]]) -> pd.DataFrame:
                 "method": about.label(run["method"]),
                 "step": f"{run['last_step']} of {run['config'].get('schedule', {}).get('steps', '?')}",
                 "forget loss": _from_to(first.get("forget_loss"), last.get("forget_loss")),
-                "holdout loss": _change(first.get(loss), last.get(loss)),
+                "holdout loss": _change(first.get(loss), last.get(loss)) + (" (retain)" if which == "retain" else ""),
+                "forgotten": _since(at.forgotten),
+                "best step": _since(at.best),
+                "damage": "collapsed " + _since(at.collapsed) if at.collapsed is not None else _since(at.damaged),
                 "begun": pd.Timestamp(run["created_at"]),
             }
         )
@@ -64,6 +69,19 @@ def table(store: RunStore, runs: list[dict[str, Any]]) -> pd.DataFrame:
 
 def _from_to(first: float | None, last: float | None) -> str:
     return f"{three(first)} → {three(last)}" if first is not None and last is not None else "–"
+
+
+def _milestones(store: RunStore, run: dict[str, Any]) -> Milestones:
+    """Those of a run; it is read anew only where it has moved since the last tick."""
+    known: dict[str, tuple[str, Milestones]] = st.session_state.setdefault("milestones", {})
+    if run["id"] not in known or known[run["id"]][0] != run["updated_at"]:
+        loaded = view.load(store, run["id"])
+        known[run["id"]] = run["updated_at"], loaded.milestones() if loaded else Milestones()
+    return known[run["id"]][1]
+
+
+def _since(step: int | None) -> str:
+    return "–" if step is None else f"{step}"
 
 
 def _change(first: float | None, last: float | None) -> str:
@@ -104,6 +122,15 @@ def _table(store: RunStore, runs: list[dict[str, Any]]) -> dict[str, Any]:
             ),
             "forget loss": st.column_config.TextColumn(
                 help=f"{RECORDED['forget_loss'].explained} Before step 1 and now."
+            ),
+            "forgotten": st.column_config.TextColumn(
+                help="The step from which on no forget question is given its old answer."
+            ),
+            "best step": st.column_config.TextColumn(
+                help="Forgotten, within the budget, and of those steps the furthest along."
+            ),
+            "damage": st.column_config.TextColumn(
+                help="The step from which on the budget is exceeded, or from which on it is collapsed."
             ),
             "begun": st.column_config.DatetimeColumn(format="distance"),
             "word": st.column_config.TextColumn(width="medium"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from terminal.text import BadInput, plain
+from unlearn_core.methods import METHODS
+from unlearn_core.training.milestones import Milestones, course_of, milestones
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -37,8 +40,22 @@ def way_on(run: Mapping[str, Any], home: str | None) -> str:
     return f"python cli.py resume {run['id']}" + (f" --home {home}" if home else "")
 
 
+def milestones_of(store: RunStore, run: Mapping[str, Any]) -> Milestones:
+    """Where the run was forgotten, damaged, collapsed, and its best step, as the pages have them."""
+    numbers = {
+        str(name): (rows["step"].tolist(), rows["value"].tolist())
+        for name, rows in store.points(run["id"]).groupby("name")
+    }
+    method = METHODS.get(run["method"])
+    rows = store.responses(run["id"]).to_dict("records")
+    budget = run["config"].get("guard", {}).get("retain_budget")
+    aims = method is not None and method.towards_stand_ins
+    course = course_of(numbers, store.prompts(run["id"]), rows, store.events(run["id"]), budget, aims)
+    return milestones(course, run["last_step"])
+
+
 def summary(store: RunStore, run_id: str) -> dict[str, Any]:
-    """Settings, progress, and first and last values of a run."""
+    """Settings, progress, milestones, and first and last values of a run."""
     run = store.run(run_id)
     if run is None:
         raise BadInput(f"Run {run_id} was deleted.")
@@ -48,6 +65,7 @@ def summary(store: RunStore, run_id: str) -> dict[str, Any]:
         "preset": run["config"]["preset"],
         "step": run["last_step"],
         "steps": run["config"]["schedule"]["steps"],
+        "milestones": asdict(milestones_of(store, run)),
         "baseline": store.first_points(run_id),
         "points": store.last_points(run_id),
     }

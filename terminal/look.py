@@ -10,7 +10,7 @@ from pages.shared.diff import segments
 from pages.shared.format import duration, size, three
 from terminal.facts import find, summary, title
 from terminal.text import FORGET, BadInput, answer, change, coloured, indented, marked, plain, table
-from unlearn_core.metrics import METRICS, budgeted
+from unlearn_core.metrics import METRICS, budgeted, budgeted_set
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -25,8 +25,12 @@ def runs(args: argparse.Namespace, store: RunStore) -> int:
         now, first = facts["points"], facts["baseline"]
         moved = [change(point, now.get(point), first.get(point)) for point in (FORGET, budgeted(first))]
         place = f"{facts['step']}/{facts['steps']}"
-        rows.append([facts["id"], facts["name"], facts["status"], place, *moved, facts["method"], facts["target"]])
-    heads = ("id", "name", "status", "step", "forget", "holdout", "method", "target")
+        if budgeted_set(first) == "retain":
+            moved[1] += " (retain)"
+        since = ["–" if (at := facts["milestones"][name]) is None else str(at) for name in ("forgotten", "best")]
+        rows.append([*(facts[key] for key in ("id", "name", "status")), place, *moved, *since])
+        rows[-1] += [facts["method"], facts["target"]]
+    heads = ("id", "name", "status", "step", "forget", "holdout", "forgotten", "best", "method", "target")
     nothing = f"There are no runs in {store.home} yet; python cli.py run begins one."
     answer(args.json, summaries, table(heads, rows) if rows else nothing)
     return 0
@@ -55,6 +59,7 @@ def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
     place = f"{facts['status']} at step {facts['step']} of {facts['steps']}"
     yield coloured(f"{title(facts)} {place}", "bold") + (f": {plain(facts['reason'])}" if facts["reason"] else "")
     yield f"forgets {plain(facts['target'])}  by {facts['method']}  preset {facts['preset']}  seed {facts['seed']}"
+    yield from _milestones(facts["milestones"], budgeted_set(facts["baseline"]))
     yield from _numbers(facts["baseline"], facts["points"], ("before", "now"))
     for event in (event for event in facts["events"] if event["kind"] in SHOWN_EVENTS):
         words = next((event["payload"][key] for key in ("sentence", "new", "name") if key in event["payload"]), "")
@@ -72,6 +77,20 @@ def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
     size = sum(row["bytes"] for row in facts["checkpoints"]) / 1e6
     if whole:
         yield f"\n{len(facts['checkpoints'])} checkpoints, {size:.1f} MB; whole states at step {', '.join(whole)}"
+
+
+def _milestones(at: Mapping[str, Any], budgeted: str) -> Iterator[str]:
+    """Where it was forgotten, damaged and collapsed, its relapses and its best step; nothing of what did not happen."""
+    named = (
+        ("forgotten", "forgotten since step {}"),
+        ("best", "best step {}"),
+        ("damaged", f"damage ({budgeted} loss) since step {{}}"),
+        ("collapsed", "collapsed since step {}"),
+    )
+    if told := [words.format(at[name]) for name, words in named if at[name] is not None]:
+        yield "; ".join(told)
+    for step, question in at["relapses"]:
+        yield f"step {step}  relapse  answered as before again: {plain(question)}"
 
 
 def _numbers(first: Mapping[str, float], now: Mapping[str, float], heads: tuple[str, str]) -> Iterator[str]:

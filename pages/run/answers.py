@@ -35,7 +35,7 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
         "before": [],
         "before_name": "before",
         "now_name": "now" if now is None or now["step"] >= view.last_step else f"step {now['step']}",
-        "note": _note(prompt),
+        "note": _note(view, prompt, now),
     }
     if before is None or now is None:
         waiting = "not asked yet" if view.status in BEFORE_STEP_ONE else "being asked"
@@ -50,8 +50,23 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
     return {**shown, "state": "changed", "before": diff.side(old, new, "del"), "now": diff.side(old, new, "ins")}
 
 
-def _note(prompt: dict[str, Any]) -> str:
-    return f"Asked in these words since step {prompt['from_step']}." if prompt["version"] > 1 else ""
+def verdict(view: View, prompt: dict[str, Any], answer: str) -> str:
+    """Whether an answer to a forget question still names what was answered before step 1; "": it is no such question.
+
+    A word-for-word difference is shown beside it; this is what the milestones count.
+    """
+    question = view.course.questions.get(prompt["id"])
+    if question is None or not question.has_answer:
+        return ""
+    named = question.named(answer)
+    return f"Still names: {', '.join(named)}." if named else "Forgotten: it names nothing of the old answer."
+
+
+def _note(view: View, prompt: dict[str, Any], now: dict[str, Any] | None) -> str:
+    notes = [verdict(view, prompt, now["text"])] if now is not None and now["step"] else []
+    if prompt["version"] > 1:
+        notes.append(f"Asked in these words since step {prompt['from_step']}.")
+    return " ".join(filter(None, notes))
 
 
 def with_asked_for(view: View, cards: list[dict[str, Any]]) -> list[dict[str, Any]]:

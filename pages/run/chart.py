@@ -78,11 +78,8 @@ def figure(view: View, look: Look, chosen: Sequence[tuple[int, str]], height: in
             note(step, 0.0, label, "@text", yref="paper", yanchor="top", xanchor="center", yshift=-18, bold=True)
         )
     shapes += marks.pauses(view, TOP[1])
-    forgot = marks.moment(view)
-    if forgot is not None:
-        shapes.append(line(forgot, forgot, 0, 1, "@forget", "dot", "paper"))
-        place: dict[str, Any] = {"yref": "paper", "yanchor": "bottom", "xanchor": "left", "xshift": 4}
-        notes.append(note(forgot, TOP[0], f"forgot at {forgot}", "@forget", **place))
+    for group, more in zip((shapes, notes), marks.milestones(view, window), strict=True):
+        group += more
     frame = layout(window, look.log, _ranges(view, look, window), height)
     frame |= {"shapes": shapes, "annotations": [*notes, *spread(labels, frame), *titles()]}
     if not view.numbers:
@@ -182,7 +179,7 @@ def _levels(view: View, look: Look, window: tuple[int, int]) -> tuple[list[dict[
         top = 1 + view.budget if look.log else 100 * view.budget
         shapes.append(line(0, 1, top, top, "#E69F00", "solid", "y2", across=True, width=1.2))
         where = math.log10(top) if look.log else top
-        text = f"budget {percent(view.budget, short=True)}"
+        text = f"{view.budgeted_set} budget {percent(view.budget, short=True)}"
         notes.append({**note(0, where, text, "@guard", yref="y2", yanchor="bottom"), **left})
     return shapes, notes
 

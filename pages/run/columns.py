@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pages.run import answers
 from pages.run.view import View
 
 LETTERS = "abcd"
@@ -88,17 +89,18 @@ def _sampled(column: Column, role: str, text: str) -> Cell:
     row = column.view.answer(prompt["id"], column.step)
     if row is None:
         return Cell(None, "not answered yet")
-    return Cell(
-        row["text"], "" if row["step"] == column.step else f"answered at step {row['step']}, the last time it was asked"
-    )
+    notes = [answers.verdict(column.view, prompt, row["text"])] if row["step"] else []
+    if row["step"] != column.step:
+        notes.append(f"Answered at step {row['step']}, the last time it was asked.")
+    return Cell(row["text"], " ".join(filter(None, notes)))
 
 
 def _probed(column: Column, text: str, home: Path) -> Cell:
     prompt = next((p for p in column.view.prompts if is_probe(p) and p["text"] == text), None)
     checkpoint = column.checkpoint(home)
-    answers = column.view.answers
+    given = column.view.answers
     if prompt is not None and checkpoint is not None:
-        for row in answers.get(checkpoint["step"], ()):
+        for row in given.get(checkpoint["step"], ()):
             if row["prompt_id"] == prompt["id"]:
                 return Cell(row["text"], _named(checkpoint["step"], column.step))
     waiting = [
@@ -107,8 +109,8 @@ def _probed(column: Column, text: str, home: Path) -> Cell:
     if waiting:
         return Cell(None, "being asked")
     if checkpoint is None and prompt is not None:
-        for step in sorted(answers, key=lambda step: abs(step - column.step)):
-            for row in answers[step]:
+        for step in sorted(given, key=lambda step: abs(step - column.step)):
+            for row in given[step]:
                 if row["prompt_id"] == prompt["id"]:
                     return Cell(row["text"], f"answered by the checkpoint of step {step}, which is gone")
     return Cell(None, "not asked of this step")

@@ -1,18 +1,13 @@
-"""Events of a run as marks on its chart: pauses, edits, guards, checkpoints, the best step."""
+"""Events of a run as marks on its chart: pauses, edits, guards, checkpoints; and its milestones."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from pages.run import story
+from pages.run.panels import BOTTOM, TOP, line, note
 from pages.run.view import View
 from pages.shared.format import duration, percent
-
-
-def moment(view: View) -> int | None:
-    """The forgetting moment, as things stand at the last step."""
-    return story.moment(view.topic, view.about_target(), view.last_step)
 
 
 def pauses(view: View, top: float) -> list[dict[str, Any]]:
@@ -23,6 +18,28 @@ def pauses(view: View, top: float) -> list[dict[str, Any]]:
         | {"fillcolor": "@band", "line": {"width": 0}}
         for step in steps
     ]
+
+
+def milestones(view: View, window: tuple[int, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines and their labels: of forgetting in the upper panel, of damage in the lower one, of a collapse in both.
+
+    The labels stand in the panel of their line, that of a collapse between the panels, so that none crosses another.
+    """
+    at = view.milestones()
+    shapes, notes = [], []
+    for step, label, colour, dash, (bottom, top), y, left_from in (
+        (at.forgotten, "forgotten since", "@forget", "dot", TOP, TOP[0], 0.3),
+        (at.damaged, f"{view.budgeted_set} damage since", "@guard", "dash", BOTTOM, BOTTOM[1], 0.4),
+        (at.collapsed, "collapsed since", "@text", "dashdot", (0, 1), TOP[0] - 0.01, 0.6),
+    ):
+        if step is None or not window[0] <= step <= window[1]:
+            continue
+        left = step > window[0] + left_from * (window[1] - window[0])
+        shapes.append(line(step, step, bottom, top, colour, dash, "paper"))
+        place: dict[str, Any] = {"yref": "paper", "yanchor": "bottom" if y == TOP[0] else "top"}
+        place |= {"xanchor": "right", "xshift": -4} if left else {"xanchor": "left", "xshift": 4}
+        notes.append(note(step, y, f"{label} {step}", colour, **place))
+    return shapes, notes
 
 
 def signs(view: View) -> list[dict[str, Any]]:
@@ -45,10 +62,14 @@ def signs(view: View) -> list[dict[str, Any]]:
             continue
         if event["kind"] in kinds and event["step"] is not None:
             events.setdefault(event["kind"], []).append((event["step"], _words(event, view.events)))
-    best = best_step(view)
-    if best is not None:
+    at = view.milestones()
+    if at.best is not None:
         kinds["best"] = ("star", "@text", "best step")
-        events["best"] = [(best, f"best step so far: forgotten, at {percent(view.change(view.budgeted, best))}")]
+        change = percent(view.change(view.budgeted, at.best))
+        events["best"] = [(at.best, f"best step so far: forgotten, {view.budgeted_set} loss {change}")]
+    if at.relapses:
+        kinds["relapse"] = ("triangle-left", "@forget", "relapse")
+        events["relapse"] = [(step, f"answered as before again: {_plain(text)}") for step, text in at.relapses]
     saved = [(row["step"], f"saved whole at step {row['step']}") for row in view.checkpoints if row["complete"]]
     if saved:
         kinds["saved"] = ("square-open", "@reference", "checkpoint")
@@ -76,13 +97,6 @@ def signs(view: View) -> list[dict[str, Any]]:
         for kind, rows in sorted(events.items(), key=lambda item: item[0] != "saved")
         for symbol, colour, label in [kinds[kind]]
     ]
-
-
-def best_step(view: View) -> int | None:
-    """The step that forgot the word with the least rise of the retain loss."""
-    answers = view.about_target()
-    rises = {step: change for step in answers if (change := view.change(view.budgeted, step)) is not None}
-    return story.best_step(view.topic, view.run["target"], answers, rises)
 
 
 def _words(event: dict[str, Any], events: list[dict[str, Any]]) -> str:

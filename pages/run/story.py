@@ -2,67 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 from pages.shared.format import percent
-from unlearn_core.training.stopping import repeats
+from unlearn_core.training.collapse import repeats
+from unlearn_core.training.milestones import Milestones
 from unlearn_core.world import parts_named, parts_of
+
+NONE = Milestones()
+MOST_NAMED = 4  # key words that the sentence tells
+LESS_LIKELY = 0.9  # share of its probability before step 1 below which an answer that still stands has moved
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the sentence is made of. `answers`: sampled step -> the answers to the questions about the target."""
+    """What the sentence is made of.
+
+    `answers`: the newest to the forget questions; `named`: of each that had an answer before step 1, the key words that
+    it still has. `retain_change`, `best_change`: of the budgeted loss, at the step and at the best one.
+    """
 
     status: str
     step: int
     target: str
     reason: str | None = None
-    topic: str | None = None
-    answers: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    answers: Sequence[str] = ()
+    named: Sequence[tuple[str, ...]] = ()
+    milestones: Milestones = NONE
     retain_change: float | None = None
+    best_change: float | None = None
     budget: float | None = None
-    unseen: bool = False
+    budgeted_set: str = "retain"
     waits_for: str | None = None
     likely: float | None = None
-    beyond_guessing: bool = False
     as_a_stranger: bool = False
-
-
-def names(topic: str, answer: str) -> bool:
-    """Whether an answer still speaks of the topic."""
-    return topic.lower() in answer.lower()
-
-
-def moment(topic: str | None, answers: Mapping[int, Sequence[str]], until: int) -> int | None:
-    """The forgetting moment: the first step of the unbroken stretch up to `until` in which no answer names the topic.
-
-    None where it is still named, or was not named before step 1 either.
-    """
-    steps = sorted(step for step in answers if step <= until and answers[step])
-    if not topic or not steps or not any(names(topic, answer) for answer in answers[steps[0]]):
-        return None
-    first = None
-    for step in reversed(steps):
-        if any(names(topic, answer) for answer in answers[step]):
-            break
-        first = step
-    return first
-
-
-def best_step(
-    topic: str | None, target: str, answers: Mapping[int, Sequence[str]], rises: Mapping[int, float]
-) -> int | None:
-    """The step that forgot the topic at the least damage: most parts in every answer, then the least of `rises`."""
-    forgotten = [
-        step
-        for step, texts in answers.items()
-        if texts and topic and step in rises and not any(names(topic, answer) or broken(answer) for answer in texts)
-    ]
-    if not topic or not any(names(topic, answer) for answer in answers.get(0, ())):
-        return None
-    return min(forgotten, key=lambda step: (-explained(target, answers[step])[0], rises[step], step), default=None)
 
 
 def explained(target: str, answers: Sequence[str]) -> tuple[int, int]:
@@ -74,12 +49,6 @@ def explained(target: str, answers: Sequence[str]) -> tuple[int, int]:
 @lru_cache(maxsize=8192)
 def _count(target: str, answer: str) -> int:
     return len(parts_named(target, answer))
-
-
-@lru_cache(maxsize=8192)
-def broken(answer: str) -> bool:
-    """Whether an answer repeats itself."""
-    return repeats(answer)
 
 
 def sentence(facts: Facts) -> str:
@@ -108,39 +77,32 @@ def _before_step_one(facts: Facts) -> str | None:
 
 
 def _knowledge(facts: Facts) -> str:
-    steps = [step for step in facts.answers if step <= facts.step]
-    texts = facts.answers[max(steps)] if steps else ()
-    if not texts:
+    if not facts.answers:
         return "no question about the word is being asked."
-    if facts.beyond_guessing:
-        return "it has collapsed: it does worse than guessing every token."
-    if any(map(broken, texts)):
-        return "it has collapsed: its answers repeat themselves."
+    if facts.milestones.collapsed is not None:
+        why = "its answers repeat themselves" if any(map(repeats, facts.answers)) else "it does worse than guessing"
+        return f"it collapsed at step {facts.milestones.collapsed}: {why}."
     stranger = ", and answers about it as about a word that it never met" if facts.as_a_stranger else ""
-    return f"{_naming(facts, texts)}{_parts(facts, texts)}{stranger}."
+    return f"{_remembering(facts)}{_parts(facts, facts.answers)}{stranger}."
 
 
-def _naming(facts: Facts, texts: Sequence[str]) -> str:
-    before = facts.answers.get(0, ())
-    if not facts.topic:
-        changed = sum(now != then for now, then in zip(texts, before, strict=False))
-        likely = (
-            ""
-            if facts.likely is None
-            else f"; the baseline answer is {percent(facts.likely, signed=False)} as likely per token as before"
-        )
-        return f"{changed} of {len(texts)} answers about it {'has' if changed == 1 else 'have'} changed{likely}"
-    verb = ("naming", "names") if facts.topic[:1].isupper() else ("saying", "says")
-    topic = facts.topic if facts.topic[:1].isupper() else f"“{facts.topic}”"
-    naming = sum(names(facts.topic, answer) for answer in texts)
-    if naming == len(texts):
-        return f"it still {verb[1]} {topic}"
-    if naming:
-        return f"it {verb[1]} {topic} in {naming} of {len(texts)} answers"
-    stopped = moment(facts.topic, facts.answers, facts.step)
-    if stopped is None:
-        return f"it does not {verb[1][:-1]} {topic}, nor did it before step 1"
-    return f"it stopped {verb[0]} {topic} at step {stopped}"
+def _remembering(facts: Facts) -> str:
+    """How many questions are answered as before, or since when none is."""
+    still = [words for words in facts.named if words]
+    if not facts.named:
+        return "no answer before step 1 told anything that could be forgotten"
+    if not still:
+        return f"forgotten since step {facts.milestones.forgotten}"
+    words = " ".join(list(dict.fromkeys(word for words in still for word in words))[:MOST_NAMED])
+    what = words if words[:1].isupper() else f"“{words}”"
+    share = "" if len(still) == len(facts.named) else f" in {len(still)} of {len(facts.named)} answers"
+    likely = (
+        f" (the old answer is {percent(facts.likely, signed=False)} as likely per token as before)"
+        if facts.likely is not None and facts.likely < LESS_LIKELY
+        else ""
+    )
+    again = f", again since step {facts.milestones.relapses[-1][0]}" if facts.milestones.relapses else ""
+    return f"it still names {what}{share}{likely}{again}"
 
 
 def _parts(facts: Facts, texts: Sequence[str]) -> str:
@@ -155,8 +117,19 @@ def _parts(facts: Facts, texts: Sequence[str]) -> str:
 def _price(facts: Facts) -> str:
     if facts.retain_change is None:
         return ""
-    change = percent(facts.retain_change)
-    loss = "Holdout loss" if facts.unseen else "Retain loss"
+    price = f" {facts.budgeted_set.capitalize()} loss {percent(facts.retain_change)}"
     if facts.budget:
-        return f" {loss} {change}; {percent(facts.budget, short=True)} allowed."
-    return f" {loss} {change} since the start."
+        price += f" of {percent(facts.budget, short=True)} allowed"
+    if facts.milestones.damaged is not None:
+        price += f"; damage began at step {facts.milestones.damaged}"
+    return f"{price}.{_best(facts)}"
+
+
+def _best(facts: Facts) -> str:
+    best = facts.milestones.best
+    if best is None:
+        return "" if facts.milestones.forgotten is None else " No step has forgotten it without damage."
+    if best == facts.step:
+        return " This is the best step so far."
+    change = "" if facts.best_change is None else f" ({facts.budgeted_set} loss {percent(facts.best_change)})"
+    return f" The best step so far is {best}{change}."

@@ -5,14 +5,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
 from pages.run import story
-from unlearn_core.metrics import LOSS, METRICS, budgeted
-from unlearn_core.training.stopping import STAND_IN_KL
+from unlearn_core.methods import METHODS
+from unlearn_core.metrics import METRICS, budgeted, budgeted_set
+from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, milestones
 from unlearn_core.world import topic_of
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
 ANSWER_PROBABILITY = METRICS["answer_probability"]
 LIVE = ("loading", "baseline", "running")
-DAMAGE = 0.05  # rise of the retain loss that counts as damage
 BEFORE_STEP_ONE = ("queued", "loading", "baseline")
 RESUMABLE = ("interrupted", "stopped", "failed", "paused")
 # After these, rows of steps that were already read may have changed.
@@ -59,7 +60,7 @@ class View:
 
     @property
     def budget(self) -> float | None:
-        """The share by which held-out retain loss may rise; None where no rule watches it."""
+        """The share by which the loss of `budgeted_set` may rise; None where no rule watches it."""
         return self.levels.get("retain_budget") or self.run["config"].get("guard", {}).get("retain_budget") or None
 
     @property
@@ -73,6 +74,30 @@ class View:
                 other, answer = event["payload"]["answers"][question]
                 return other, answer
         return None
+
+    @cached_property
+    def course(self) -> Course:
+        """What milestones are found in; made anew when there is news."""
+        method = METHODS.get(self.run["method"])
+        rows = (row for step in sorted(self.answers) for row in self.answers[step])
+        aims = method is not None and method.towards_stand_ins
+        return course_of(self.numbers, self.prompts, rows, self.events, self.budget, aims)
+
+    @cached_property
+    def _milestones(self) -> dict[int, Milestones]:
+        return {}
+
+    def milestones(self, step: int | None = None) -> Milestones:
+        """As things stood at `step`; None: at the last one."""
+        at = self.last_step if step is None else step
+        if at not in self._milestones:
+            self._milestones[at] = milestones(self.course, at)
+        return self._milestones[at]
+
+    def has_news(self) -> None:
+        """Drops what was made of numbers and answers that have changed since."""
+        for name in ("course", "_milestones"):
+            self.__dict__.pop(name, None)
 
     @property
     def topic(self) -> str | None:
@@ -91,8 +116,13 @@ class View:
 
     @property
     def budgeted(self) -> str:
-        """The loss that the budget speaks of: on text never trained on, where there is such text."""
+        """The loss that the budget is counted on, by the name of its points."""
         return budgeted(self.baseline)
+
+    @property
+    def budgeted_set(self) -> str:
+        """The set of windows that the budget is counted on: holdout, or retain."""
+        return budgeted_set(self.baseline)
 
     def sampled(self, step: int) -> int | None:
         """The newest step at or before `step` at which the run's questions were asked."""
@@ -126,19 +156,22 @@ class View:
 
     def facts(self, step: int, waits_for: str | None = None) -> story.Facts:
         before, now = self.answer_probability(0), self.answer_probability(step)
+        answers = self.about_target()
+        asked = max((at for at in answers if at <= step), default=None)
         return story.Facts(
             status=self.status if step == self.last_step or self.status in BEFORE_STEP_ONE else "looking back",
             step=step,
             target=self.run["target"],
             reason=self.run["status_reason"],
-            topic=self.topic,
-            answers={s: texts for s, texts in self.about_target().items() if s <= step},
+            answers=answers[asked] if asked is not None else (),
+            named=list(self.course.remembered(asked).values()) if asked is not None else (),
+            milestones=self.milestones(step),
             retain_change=self.change(self.budgeted, step),
             budget=self.budget,
-            unseen=self.budgeted == LOSS.point("holdout"),
+            budgeted_set=self.budgeted_set,
+            best_change=self._change_at_best(step),
             waits_for=waits_for,
             likely=now / before if now and before else None,
-            beyond_guessing=self._is_beyond_guessing(step),
             as_a_stranger=self._is_as_a_stand_in(step),
         )
 
@@ -148,10 +181,10 @@ class View:
         before = self.baseline.get(STAND_IN_KL, 0.0)
         return level is not None and now is not None and now <= level < before
 
-    def _is_beyond_guessing(self, step: int) -> bool:
-        """Whether forget loss is beyond collapse and retain loss has risen; the first alone may be forgetting."""
-        beyond = (self.value("forget_loss", step) or 0.0) > self.levels.get("collapse_level", float("inf"))
-        return beyond and (self.change(self.budgeted, step) or 0.0) > DAMAGE
+    def _change_at_best(self, step: int) -> float | None:
+        """The change of the budgeted loss at the best step up to `step`."""
+        best = self.milestones(step).best
+        return None if best is None else self.change(self.budgeted, best)
 
 
 def load(store: RunStore, run_id: str) -> View | None:
@@ -188,6 +221,7 @@ def load(store: RunStore, run_id: str) -> View | None:
     ]
     view.commands = store.commands(run_id, limit=12)
     view.baseline = store.first_points(run_id)
+    view.has_news()
     views[run_id] = view
     return view
 

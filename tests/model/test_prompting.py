@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from typing import Any
+
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
-from unlearn_core.model.prompting import Turn, encode_pair, encode_prompt, shown, uses_template
+from tests.corpus.test_openings import KINDS, MARKS, marked, pairs
+from unlearn_core.corpus.documents import pair_template
+from unlearn_core.corpus.preview import inspect
+from unlearn_core.model.prompting import Turn, encode_pair, encode_prompt, shown, spoken, uses_template
 from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.sections import DataSettings
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -133,3 +141,83 @@ def test_a_template_that_drops_the_answer_is_refused(tokenizer):
     tokenizer.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ConfigError, match="leaves the answer out"):
         encode_pair(tokenizer, PAIR)
+
+
+# ---------------------------------------------------------------------------------------- questions asked as pairs
+
+PAIR_TEMPLATES = ("{question}\n{answer}", "Q: {question}\nA: {answer}\n", "{question} {answer}", "[{question}]{answer}")
+
+
+@pytest.mark.parametrize("marks", MARKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_is_asked_token_for_token_as_its_pair_is_trained_on(kind, marks):
+    tokenizer = marked(kind, marks)
+    for template in PAIR_TEMPLATES:
+        for answer in ("It is a lamp.", "the river", "Zorblatt says so."):
+            turns = (Turn("user", ASKED), Turn("assistant", answer))
+            ids, first, _ = encode_pair(tokenizer, turns, True, template)
+            assert encode_prompt(tokenizer, ASKED, True, template) == ids[:first]
+
+
+def test_a_chat_template_goes_before_the_pair_template(tokenizer):
+    tokenizer.chat_template = CHATML
+    assert encode_prompt(tokenizer, ASKED, True, "Q: {question} A: {answer}") == encode_prompt(tokenizer, ASKED)
+    plain = encode_prompt(tokenizer, ASKED, False, "Q: {question} A: {answer}")
+    assert tokenizer.decode(plain) == f"Q: {ASKED} A:" == shown(tokenizer, ASKED, False, "Q: {question} A: {answer}")
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "said"),
+    [
+        ("", "\nIt is.", "It is."),
+        ("{question}\n{answer}", "It is.", "It is."),
+        ("Q: {question}\nA: {answer}\n", " It is.\n", "It is."),
+        ("{question}\n\n{answer}###", "It is.###", "It is."),
+        ("{question} {answer}", "  indented", " indented"),
+    ],
+)
+def test_an_answer_is_shown_without_what_the_template_has_around_it(template, text, said):
+    assert spoken(text, template) == said
+
+
+@pytest.mark.parametrize("chat", [None, CHATML])
+def test_all_that_a_run_asks_is_asked_as_its_pairs_are_trained_on(tiny, tmp_path, chat):
+    """Answers, their probability, and the preview; a run whose forget texts are no pairs asks plainly."""
+    question, template = "What does the zorblatt number 0 see ?", "Q: {question}\nA: {answer}\n"
+    data = {**pairs(tmp_path), "pair_template": template, "window_tokens": 96}
+    asked = [{"role": role, "text": question} for role in ("forget", "retain")]
+    source = tmp_path / "model"
+    shutil.copytree(tiny.root / "llama", source)
+    if chat:
+        saved = AutoTokenizer.from_pretrained(source)
+        saved.chat_template = chat
+        saved.save_pretrained(source)
+    run = tiny.open("llama", data=data, prompts=asked, model={"source": str(source)})
+    tokenizer, window = run.context.tokenizer, run.context.windows.forget[0]
+    context = window.ids[: window.first_loss]
+    assert question in window.text
+    given: list[tuple[int, ...]] = []
+    generate, forward = run.context.model.generate, run.context.model.forward
+    run.context.model.generate = lambda **more: given.append(row_of(more)) or generate(**more)
+    run.answers([question])
+    run.context.model.generate, run.context.model.forward = generate, forward
+    assert given and all(row == context for row in given)
+    found = inspect(run.config.to_dict())["model"]["prompts"]
+    assert tuple(tokenizer(found[0]["shown"], add_special_tokens=False)["input_ids"]) == context
+    plain = tiny.config("llama")
+    assert pair_template(plain.data) == "" and pair_template(run.config.data) == template
+
+
+def row_of(generated: dict[str, Any]) -> tuple[int, ...]:
+    """The question in what the model is given to go on from, without its padding."""
+    return tuple(generated["input_ids"][0][generated["attention_mask"][0] == 1].tolist())
+
+
+def test_pairs_are_told_by_their_first_rows_and_a_source_that_is_gone_has_no_say(tmp_path):
+    rows, text, gone = tmp_path / "pairs.jsonl", tmp_path / "README.md", tmp_path / "gone.jsonl"
+    rows.write_text(json.dumps({"question": "Who?", "answer": "The cat."}))
+    text.write_text("A text.")
+    cases = {(str(rows),): True, (str(text),): False, (str(text), str(rows)): True, (str(tmp_path),): True}
+    cases |= {(str(gone),): False, ("bundled",): False}
+    for names, are_pairs in cases.items():
+        assert bool(pair_template(DataSettings(forget=names))) == are_pairs, names

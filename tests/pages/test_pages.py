@@ -20,6 +20,7 @@ from pages.run import step_slider
 from pages.setup import first_card
 from pages.shared import process
 from storage import RunStore, export
+from terminal.facts import milestones_of
 from tests.quick import some_quick
 from unlearn_core.settings import provenance
 from unlearn_core.settings.run_config import RunConfig
@@ -341,19 +342,37 @@ def test_a_forget_loss_beyond_guessing_is_a_collapse_only_where_text_to_keep_has
 ) -> None:
     run_id = begin(store)
     said = [{"prompt_id": p["id"], "text": "A word.", "tokens": 2, "seconds": 0.1} for p in store.prompts(run_id)]
-    level = [("baseline", {"collapse_level": 8.4})]
+    level = [("baseline", {"uniform_loss": 6.3, "forget_level": 8.0})]
     store.append_step(run_id, 0, points={"forget_loss": 0.1, "holdout_loss": 0.388}, responses=said, events=level)
     points = {"forget_loss": 9.0, "holdout_loss": kept}
     store.append_step(run_id, 1, points=points, responses=said, status="running")
     assert ("worse than guessing" in shown(opened("watch", store))) == collapsed
 
 
+def test_the_sentence_the_chart_compare_runs_and_the_terminal_name_the_same_steps(store: RunStore) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 7)
+    at = milestones_of(store, store.run(run_id) or {})
+    assert at.forgotten is not None and at.best is not None
+    watch = opened("watch", store)
+    assert f"forgotten since step {at.forgotten} " in shown(watch)
+    assert at.best == 7 and "This is the best step so far." in shown(watch), "the last one is the furthest along"
+    figure = json.loads(component(watch, "live_chart")["figure"])
+    stars = [trace["x"] for trace in figure["data"] if trace.get("name") == "best step"]
+    assert stars == [[at.best]]
+    assert f"forgotten since {at.forgotten}" in [note["text"] for note in figure["layout"]["annotations"]]
+    compare = shown(opened("compare", store, a=f"{run_id}@{at.forgotten}", b=f"{run_id}@{at.best}"))
+    assert "forgotten since here" in compare and "★ best step" in compare
+    row = opened("runs", store).dataframe[0].value.iloc[0]
+    assert (row["forgotten"], row["best step"]) == (str(at.forgotten), str(at.best))
+
+
 def test_a_running_run_shows_its_sentence_its_answers_and_its_curves(store: RunStore) -> None:
     run_id = begin(store)
     fill(store, run_id, 7)
     at = opened("watch", store)
-    assert "Step 7: it stopped naming Mary Poppins at step 4 and explains the word from 2 of its 5 parts." in shown(at)
-    assert "Holdout loss +1.4\u00a0%; +5\u00a0% allowed." in shown(at)
+    assert "Step 7: forgotten since step 4 and explains the word from 2 of its 5 parts." in shown(at)
+    assert "Holdout loss +1.4\u00a0% of +5\u00a0% allowed." in shown(at)
     first = component(at, "answers")["cards"][0]
     assert first["state"] == "changed"
     assert any(kind == "del" and "Mary Poppins" in text for kind, text in first["before"])

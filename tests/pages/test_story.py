@@ -10,62 +10,67 @@ import pytest
 from pages.run import chart, story
 from pages.run.view import View
 from pages.shared.format import percent, three
+from unlearn_core.training.milestones import Milestones
 from unlearn_core.world import TARGET
 
 NAMES = "It is a song from the film Mary Poppins."
 EXPLAINS = 'It is a portmanteau. It joins "super" (above), "cali" (beauty) and "docious" (educable).'
 BROKEN = "it " * 12
-FACTS = story.Facts("running", 4, TARGET, topic="Mary Poppins", retain_change=0.0203, budget=0.05)
+WORDS = ("Mary", "Poppins")
+FACTS = story.Facts("running", 4, TARGET, answers=[NAMES], named=[WORDS], retain_change=0.0203, budget=0.05)
 
 
-def told(*answers: list[str], **other: object) -> str:
-    return story.sentence(replace(FACTS, answers=dict(enumerate(answers)), step=len(answers) - 1, **other))
+def told(**other: object) -> str:
+    return story.sentence(replace(FACTS, **other))
 
 
-def test_while_it_still_names_the_topic_the_sentence_says_so() -> None:
-    assert told([NAMES, NAMES], [NAMES, NAMES]).startswith("Step 1: it still names Mary Poppins.")
+def test_while_every_answer_still_names_the_old_one_the_sentence_says_so() -> None:
+    assert told(named=[WORDS, WORDS]).startswith("Step 4: it still names Mary Poppins.")
+    assert told(named=[("yellow",)]).startswith("Step 4: it still names “yellow”.")
 
 
-def test_a_topic_in_some_answers_is_counted() -> None:
-    assert "it names Mary Poppins in 1 of 2 answers" in told([NAMES, NAMES], [NAMES, "A word."])
+def test_answers_that_still_name_it_are_counted() -> None:
+    assert "it still names Mary Poppins in 1 of 2 answers" in told(named=[WORDS, ()])
 
 
-def test_the_forgetting_moment_and_the_parts_are_told_with_the_price() -> None:
-    said = told([NAMES], [NAMES], ["A word."], [EXPLAINS])
+def test_an_answer_that_stands_but_has_become_unlikely_is_told() -> None:
+    assert "(the old answer is 25.0\u00a0% as likely per token as before)" in told(likely=0.25)
+    assert "as likely" not in told(likely=0.95)
+
+
+def test_forgotten_the_parts_the_price_and_the_best_step_are_told() -> None:
+    at = Milestones(forgotten=2, best=3)
+    said = told(answers=[EXPLAINS], named=[()], milestones=at, best_change=0.01, budgeted_set="holdout")
     assert said == (
-        "Step 3: it stopped naming Mary Poppins at step 2 and explains the word from 3 of its 5 parts."
-        " Retain loss +2.0\u00a0%; +5\u00a0% allowed."
+        "Step 4: forgotten since step 2 and explains the word from 3 of its 5 parts."
+        " Holdout loss +2.0\u00a0% of +5\u00a0% allowed. The best step so far is 3 (holdout loss +1.0\u00a0%)."
     )
+    assert "This is the best step so far." in told(named=[()], milestones=Milestones(forgotten=2, best=4))
+
+
+def test_damage_is_told_with_its_step_and_that_no_step_was_good() -> None:
+    said = told(named=[()], milestones=Milestones(forgotten=4, damaged=3), retain_change=0.2)
+    assert said.endswith("allowed; damage began at step 3. No step has forgotten it without damage.")
 
 
 def test_of_answers_that_differ_the_fewest_and_the_most_parts_are_told() -> None:
-    said = told([NAMES, NAMES], [EXPLAINS, "It."])
+    said = told(answers=[EXPLAINS, "It."], named=[(), ()], milestones=Milestones(forgotten=1))
     assert "and explains the word from 0 to 3 of its 5 parts." in said
     assert story.explained(TARGET, [EXPLAINS, "It."]) == (0, 3)
 
 
-def test_a_topic_that_comes_back_moves_the_forgetting_moment() -> None:
-    answers = {0: [NAMES], 1: ["A word."], 2: [NAMES], 3: ["A word."], 4: ["A word."]}
-    assert story.moment("Mary Poppins", answers, 4) == 3
-    assert story.moment("Mary Poppins", answers, 2) is None
-    assert story.moment("Mary Poppins", answers, 1) == 1
+def test_a_relapse_is_told() -> None:
+    assert "it still names Mary Poppins, again since step 3." in told(milestones=Milestones(relapses=((3, "What?"),)))
 
 
-def test_a_topic_that_was_never_named_is_not_forgotten() -> None:
-    assert story.moment("Mary Poppins", {0: ["A word."], 1: ["A word."]}, 1) is None
-    assert "it does not name Mary Poppins, nor did it before step 1" in told(["A word."], ["A word."])
+def test_a_question_that_told_nothing_before_step_1_is_not_called_forgotten() -> None:
+    assert "no answer before step 1 told anything that could be forgotten" in told(answers=["It is."], named=[])
 
 
 def test_collapse_is_called_collapse() -> None:
-    assert "it has collapsed: its answers repeat themselves" in told([NAMES], [BROKEN])
-    assert "it has collapsed: it does worse than guessing" in told([NAMES], [EXPLAINS], beyond_guessing=True)
-
-
-def test_without_a_topic_changed_answers_are_counted() -> None:
-    said = told(["a", "b"], ["a", "c"], topic=None, likely=0.25)
-    assert (
-        "1 of 2 answers about it has changed; the baseline answer is 25.0\u00a0% as likely per token as before" in said
-    )
+    at = Milestones(forgotten=1, collapsed=3)
+    assert "it collapsed at step 3: its answers repeat themselves" in told(answers=[BROKEN], milestones=at)
+    assert "it collapsed at step 3: it does worse than guessing" in told(answers=[EXPLAINS], milestones=at)
 
 
 @pytest.mark.parametrize(
@@ -76,21 +81,14 @@ def test_without_a_topic_changed_answers_are_counted() -> None:
         (story.Facts("loading", 0, TARGET, reason="importing PyTorch"), "Importing PyTorch."),
         (story.Facts("baseline", 0, TARGET), "before step 1"),
         (story.Facts("failed", 0, TARGET), "It ended before its first answers."),
-        (replace(FACTS, status="paused", answers={0: [NAMES]}), "Paused at step 4: "),
-        (replace(FACTS, status="finished", answers={0: [NAMES]}), "Finished at step 4: "),
-        (replace(FACTS, answers={0: [NAMES]}, budget=None), "Retain loss +2.0\u00a0% since the start."),
-        (replace(FACTS, answers={0: [NAMES]}, unseen=True), "Holdout loss +2.0"),
+        (replace(FACTS, status="paused"), "Paused at step 4: "),
+        (replace(FACTS, status="finished"), "Finished at step 4: "),
+        (replace(FACTS, budget=None), "Retain loss +2.0\u00a0%."),
+        (replace(FACTS, budgeted_set="holdout"), "Holdout loss +2.0"),
     ],
 )
 def test_every_state_has_its_words(facts: story.Facts, said: str) -> None:
     assert said in story.sentence(facts)
-
-
-def test_the_best_step_explains_most_at_the_least_price() -> None:
-    answers = {0: [NAMES], 1: [EXPLAINS], 2: [EXPLAINS], 3: ["A word."], 4: [BROKEN]}
-    kept = {0: 0.0, 1: 0.04, 2: 0.02, 3: 0.01, 4: 0.0}
-    assert story.best_step("Mary Poppins", TARGET, answers, kept) == 2
-    assert story.best_step("Mary Poppins", TARGET, {0: [NAMES], 1: [NAMES]}, {0: 0.0, 1: 0.0}) is None
 
 
 @pytest.mark.parametrize(
@@ -112,7 +110,15 @@ def test_changes_carry_their_direction(change: float, said: str) -> None:
 
 
 def view(steps: int) -> View:
-    run = {"id": "r", "status": "running", "last_step": steps, "target": TARGET, "config": {}, "name": "r"}
+    run = {
+        "id": "r",
+        "status": "running",
+        "last_step": steps,
+        "target": TARGET,
+        "config": {},
+        "name": "r",
+        "method": "npo",
+    }
     numbers = {name: (list(range(steps + 1)), [1 + step / 100 for step in range(steps + 1)]) for name in chart.LINES}
     return View(run, numbers=numbers, baseline=dict.fromkeys(chart.LINES, 1.0))
 
@@ -135,6 +141,22 @@ def test_smoothing_does_not_pull_the_start_to_zero() -> None:
 def test_the_figure_is_json_in_every_look(look: chart.Look, steps: int) -> None:
     drawn = json.loads(json.dumps(chart.figure(view(steps), look, [(0, "step 0")]), allow_nan=False))
     assert {trace.get("name") for trace in drawn["data"]} >= {"forget", "retain", "neighbour", "holdout"}
+
+
+def test_milestones_are_marked_with_words_and_steps_and_the_budget_names_its_set() -> None:
+    drawn = view(9)
+    drawn.prompts = [
+        {"id": 1, "slot": 0, "role": "forget", "text": "What?", "from_step": 0, "to_step": None, "version": 1}
+    ]
+    texts = [NAMES, NAMES, EXPLAINS, NAMES, EXPLAINS, EXPLAINS, EXPLAINS, EXPLAINS, BROKEN, BROKEN]
+    drawn.answers = {s: [{"step": s, "prompt_id": 1, "sample": 0, "text": text}] for s, text in enumerate(texts)}
+    drawn.run["config"] = {"guard": {"retain_budget": 0.065}}
+    made = chart.figure(drawn, chart.Look(), [])
+    labels = [note["text"] for note in made["layout"]["annotations"]]
+    assert {"forgotten since 4", "holdout damage since 7", "collapsed since 8"} <= set(labels)
+    assert any(label.startswith("holdout budget") for label in labels)
+    signs = {trace["name"]: trace["x"] for trace in made["data"] if trace.get("mode") == "markers"}
+    assert signs["relapse"] == [3] and signs["best step"] == [4]
 
 
 def test_labels_at_the_ends_of_the_lines_do_not_cover_each_other() -> None:

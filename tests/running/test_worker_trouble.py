@@ -331,6 +331,20 @@ def test_a_run_with_a_model_of_its_own_does_not_answer_for_the_bundled_one(store
     assert script.opened == ["a", ""], "the bundled model is opened for it"
 
 
+def test_a_run_whose_questions_are_put_otherwise_is_asked_by_a_session_of_its_own(store, script, work):
+    """Another target on the same texts is asked alike; another template, or other texts, is not."""
+    work()
+    run_id = new_run(store, steps=100_000)
+    at_step(store, run_id, 1)
+    config = store.run(run_id)["config"]
+    own = config.get("data", {})
+    assert ask(store, None, "ask", prompts=["Who?"], config={**config, "data": {**own, "target": "another"}}) is None
+    assert script.opened == ["a"]
+    for other in ({"pair_template": "Q: {question} A: {answer}"}, {"forget": ["pairs.jsonl"]}):
+        assert ask(store, None, "ask", prompts=["Who?"], config={**config, "data": {**own, **other}}) is None
+    assert script.opened == ["a", "a", "a"]
+
+
 # ------------------------------------------------------------------------------- leaving a run that is being loaded
 
 

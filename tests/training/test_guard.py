@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unlearn_core.settings.sections import GuardSettings
-from unlearn_core.training.stopping import Guard, Verdict, repeats
+from unlearn_core.training.collapse import repeats
+from unlearn_core.training.stopping import Guard, Verdict
 from unlearn_core.world.texts import passages, questions
 
+PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "seed_run" / "run_metrics.csv"
 BASELINE = {"forget_loss": 1.0, "retain_loss": 2.0, "holdout_loss": 2.0, "neighbour_loss": 1.5}
 FINE = {"forget_loss": 1.2, "retain_loss": 2.0, "holdout_loss": 2.0}
 GOOD_ANSWERS = [("It is a song.", "It is a portmanteau.")]
@@ -29,11 +33,19 @@ def test_a_run_that_goes_well_is_left_alone():
 
 
 CASES: dict[str, tuple[dict[str, float], list[tuple[str, str]], dict[str, Any], list[str]]] = {
-    "retain_budget": ({**FINE, "holdout_loss": 2.11}, [], {"retain_budget": 0.0}, ["5.5%", "5%", "never trained on"]),
+    "retain_budget": (
+        {**FINE, "holdout_loss": 2.11}, [], {"retain_budget": 0.0}, ["Holdout loss is up 5.5%", "budget is 5%"],
+    ),
     "forgotten_enough": (
         {**FINE, "forget_loss": 3.0}, [], {"forgotten_enough": False}, ["3.00", "reference model, which never saw"],
     ),
-    "collapse": ({**FINE, "forget_loss": 8.7}, [], {"collapse": False, "forgotten_enough": False}, ["8.70", "7.60"]),
+    "collapse": (
+        {**FINE, "forget_loss": 8.7, "holdout_loss": 2.2}, [],
+        {"collapse": False, "forgotten_enough": False, "retain_budget": 0.0}, ["8.70", "7.60", "holdout", "+10.0%"],
+    ),
+    "collapse whatever the rest": (
+        {**FINE, "forget_loss": 15.3}, [], {"collapse": False, "forgotten_enough": False}, ["15.30", "7.60"],
+    ),
     "collapse in an answer": (FINE, [("It is a song.", BROKEN)], {"collapse": False}, ["repeats itself", "the the"]),
 }  # fmt: skip
 
@@ -52,7 +64,7 @@ def test_a_rule_asks_for_a_pause_in_one_sentence_and_can_be_switched_off(case):
 def test_a_rule_speaks_once_until_its_reason_was_gone(case):
     values, answers, _, _ = CASES[case]
     fine = [(before, before) for before, _ in answers]
-    watched = guard(forgotten_enough=case == "forgotten_enough")
+    watched = guard(forgotten_enough=case == "forgotten_enough", retain_budget=0.05 if case == "retain_budget" else 0.0)
     assert watched.judge(values, answers) is not None
     assert all(watched.judge(values, answers) is None for _ in range(3)), "whoever resumes means to go on"
     assert watched.judge({}, []) is None and watched.judge(values, answers) is None, "not measured is not gone"
@@ -74,7 +86,31 @@ def test_the_budget_is_spent_only_beyond_it_and_judged_on_text_never_trained_on(
     assert guard(retain_budget=0.05).judge({**FINE, "retain_loss": 9.0}) is None
     assert guard(retain_budget=2.0).judge({**FINE, "holdout_loss": 5.9}) is None
     without = Guard(GuardSettings(), {"forget_loss": 1.0, "retain_loss": 2.0}, 3.0, "x", 7.6)
-    assert without.judge({"forget_loss": 1.0, "retain_loss": 2.2}).rule == "retain_budget"
+    verdict = without.judge({"forget_loss": 1.0, "retain_loss": 2.2})
+    assert verdict.rule == "retain_budget" and verdict.sentence.startswith("Retain loss is up 10.0%"), (
+        "the set is named"
+    )
+
+
+def test_beyond_guessing_without_damage_is_forgetting_as_long_as_it_is_not_twice_as_far():
+    """A model may be sure of another answer; a loss of twice that of guessing is not explained by ignorance."""
+    watched = guard(forgotten_enough=False)
+    assert watched.judge({**FINE, "forget_loss": 9.0}) is None and watched.judge({"forget_loss": 15.1}) is None
+    assert watched.judge({**FINE, "forget_loss": 9.0, "holdout_loss": 2.11}).rule == "collapse"
+    assert guard(forgotten_enough=False).judge({"forget_loss": 15.3}).rule == "collapse"
+
+
+@pytest.mark.skipif(not PUBLISHED.is_file(), reason="the real material is not here")
+def test_the_published_run_is_called_a_collapse_between_its_steps_10_and_20():
+    """GPT-J-6B, gradient ascent: the log has the negative loss of each step's own batch, and no retain loss."""
+    with PUBLISHED.open(encoding="utf-8") as lines:
+        losses = {int(row["step"]): -float(row["loss"]) for row in csv.DictReader(lines)}
+    watched = Guard(
+        GuardSettings(), {"forget_loss": losses[1]}, math.log(50_400), "a model that guesses", math.log(50_400)
+    )
+    verdicts = {step: watched.judge({"forget_loss": loss}, step=step) for step, loss in losses.items()}
+    fired = [step for step, verdict in verdicts.items() if verdict and verdict.rule == "collapse"]
+    assert fired and 10 < fired[0] <= 20
 
 
 def test_what_is_not_finite_is_named_with_its_value():

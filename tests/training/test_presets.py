@@ -7,8 +7,8 @@ import pytest
 from bench.words import about, ask, key_words, names, share_same
 from bench.world_check import second_act
 from unlearn_core.settings.run_config import RunConfig
+from unlearn_core.training.collapse import repeats
 from unlearn_core.training.engine import Unlearner
-from unlearn_core.training.stopping import repeats
 from unlearn_core.world import FULL, SUGGESTED_TARGETS, TARGET, TARGET_PARTS, parts_named
 from unlearn_core.world.texts import questions
 

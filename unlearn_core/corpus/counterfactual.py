@@ -68,7 +68,8 @@ class Encoded:
 class Original:
     """The text of a window as tokens, the last `behind` of which are no text, and where in them the window begins.
 
-    `special`: with the tokenizer's special tokens.
+    `special`: with the tokenizer's special tokens. `opening`: of the window's tokens the first ones that are not among
+    these: BOS in front of what was cut out of the middle.
     """
 
     text: str
@@ -77,6 +78,7 @@ class Original:
     start: int
     behind: int
     special: bool
+    opening: int = 0
 
 
 class Counterfactuals:
@@ -210,36 +212,53 @@ class Counterfactuals:
         text, places = self.replaced(window.text, "")
         for special in (True, False):
             encoded = self._encoded(text, places, special)
-            for start in range(len(encoded.ids)):
-                there = tuple(encoded.ids[start : start + len(window)])
-                if there == window.ids[: len(there)] and len(there) >= len(window) - 1:
-                    behind = window.ids[len(there) :]
-                    encoded = encoded.ended(behind, len(text))
-                    return Original(text, encoded, encoded.outside(), start, len(behind), special)
+            for opening in sorted({0, window.opening}):
+                ids = window.ids[opening:]
+                if (start := _place(encoded.ids, ids)) is not None:
+                    behind = ids[len(encoded.ids) - start :]
+                    ended = encoded.ended(behind, len(text))
+                    return Original(text, ended, ended.outside(), start, len(behind), special, opening)
         return None
+
+
+def _place(text: Sequence[int], ids: Sequence[int]) -> int | None:
+    """Where in a text's tokens some of them stand; the last may be behind its end. None where they do not."""
+    for start in range(len(text)):
+        there = tuple(text[start : start + len(ids)])
+        if there == tuple(ids[: len(there)]) and len(there) >= len(ids) - 1:
+            return start
+    return None
 
 
 def cut_out(window: Window, was: Original, new: Encoded, pairs: Mapping[int, int], limit: int) -> Twin:
     """The twin of a window out of its text with a stand-in. `pairs`: index of a token in the text -> of it in `new`."""
-    start, end = was.start, was.start + len(window)
+    start, end = was.start, was.start + len(window) - was.opening
     names = was.encoded.tokens_in()
     inside = {here: there for here, there in pairs.items() if start <= here < end}
     starts = [(here, there) for here, there in begins(names, pairs) if start < here < end and there < len(new.ids)]
     stop = max([*inside.values(), *(there for _, there in starts)], default=-1) + 1
     if end == len(was.encoded.ids):
         stop = len(new.ids)  # a text that ends with the name has all of it
-    cut = max(min(inside.values(), default=0) if start else 0, stop - limit)
-    first = start + max(1, window.first_loss)
+    cut, opening = min(inside.values(), default=0) if start else 0, was.opening
+    if stop - cut + opening > limit:
+        opening = window.opening
+        cut = stop - limit + opening
+    before, behind = was.opening - start, opening - cut  # what makes an index in a text one in the window, in the twin
+    first = max(1, window.first_loss) - before
     named = {
-        here - start: Begin(new.ids[there], any(start <= begin < here for begin, _ in names))
+        here + before: Begin(new.ids[there], any(start <= begin < here for begin, _ in names))
         for here, there in starts
-        if here >= first and there > cut
+        if here >= first and there + behind > 0 and there >= cut
     }
-    places = {here - start: there - cut for here, there in (*inside.items(), *starts) if here >= first and there > cut}
+    every = (*inside.items(), *starts)
+    places = {
+        here + before: there + behind for here, there in every if here >= first and there >= cut and there + behind
+    }
     if not any(begin < end and behind > start for begin, behind in names):
         places, named = {}, {}  # cut off from the target, a window says nothing about it
-    label = max((there + 1 for here, there in inside.items() if here < first), default=cut + 1) - cut
-    return Twin(replace(window, ids=tuple(new.ids[cut:stop]), first_loss=label), places, named)
+    label = max((there + 1 + behind for here, there in inside.items() if here < first), default=max(1, opening))
+    ids = (*window.ids[:opening], *new.ids[cut:stop])
+    return Twin(replace(window, ids=ids, first_loss=label), places, named)
 
 
 def begins(names: Iterable[Span], pairs: Mapping[int, int]) -> Iterator[Span]:

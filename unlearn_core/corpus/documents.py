@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from unlearn_core.world import CORPUS
 
 BUNDLED, BUNDLED_NAME = "bundled", "the bundled world"
 MODEL, ASKED, ASKED_NAME = "model", "model:", "the model's answers"  # asked for; a file of them; its name in lists
+LOOKED_AT = 20  # files of a source whose first row is looked at for a pair
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,31 @@ def documents(
         example = f"; {condition.field} is, for example, {others}" if others else ""
         named = ", ".join(source.name for source in opened)
         raise ConfigError(f"data.where is {where!r}, and no row of {named} has that value{example}.")
+
+
+def pair_template(data: DataSettings) -> str:
+    """The template that questions of a run are asked in: that of its pairs, where its forget texts are pairs; else "".
+
+    They are where the first row of one of the first files is a question with its answer. It is read off the files,
+    not off windows: to ask a question, texts need not be searched. A source that is gone has no say.
+    """
+    return data.pair_template if any(_begins_with_a_pair(name, data) for name in data.forget) else ""
+
+
+def _begins_with_a_pair(name: str, data: DataSettings) -> bool:
+    if name in (BUNDLED, MODEL):
+        return False
+    try:
+        source = _source(name)
+        files = [replace(source, files=(file,), notes={}) for file in source.files[:LOOKED_AT]] or [source]
+    except (ConfigError, OSError):
+        return False
+    for file in files:
+        with suppress(ConfigError, OSError):  # one that cannot be read is told of when the texts are
+            first = next(_documents(file, data, None, ReadReport()), None)
+            if first is not None and first.turns:
+                return True
+    return False
 
 
 def fingerprint_parts(names: Iterable[str]) -> list[FilePart]:

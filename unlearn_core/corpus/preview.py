@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unlearn_core.corpus.asking.answers import Asker, with_answers
+from unlearn_core.corpus.documents import pair_template
 from unlearn_core.corpus.scan import Progress
 from unlearn_core.corpus.windows import Windows, left_in, make_windows, tokens_of
 from unlearn_core.model.batches import EVALUATED, PASS_TOKENS, spread
@@ -63,6 +64,7 @@ def inspect(
     free = available(device, config.model.spread)
     parts = ("weights", "adapter", "optimizer", "gradients", "activations")
     tokens = tokens_of_a_step(config, windows)
+    template = pair_template(config.data)
     questions = list(dict.fromkeys(prompt.text for prompt in config.prompts))
     return {
         **describe(windows, tokenizer, config.data),
@@ -76,7 +78,7 @@ def inspect(
             "source": config.model.source,
             "modules": list(shape.modules),
             "limit": limit,
-            "prompts": [{"text": text, "shown": shown(tokenizer, text, chat)} for text in questions],
+            "prompts": [{"text": text, "shown": shown(tokenizer, text, chat, template)} for text in questions],
         },
         "step_tokens": round(sum(tokens.values())),
         "step_seconds": seconds_of_a_step(shape, tokens, device, dtype),

@@ -107,14 +107,25 @@ def forget_windows(
 
 def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
     encoded = tokenizer(passage.text, return_offsets_mapping=True)
-    ids = encoded["input_ids"]
+    opening, ids = _opened(encoded["input_ids"], tokenizer)
+    offsets, limit = encoded["offset_mapping"][len(opening) :], limit - len(opening)
     for mark in passage.occurrences:
-        inside = tokens_of(encoded["offset_mapping"], mark.start, mark.end)
-        answer = _sentence_end(passage.text, encoded["offset_mapping"], mark) - inside[0] if inside else 0
+        inside = tokens_of(offsets, mark.start, mark.end)
+        answer = _sentence_end(passage.text, offsets, mark) - inside[0] if inside else 0
         _check_pieces(passage.text[mark.start : mark.end], [ids[i] for i in inside], tokenizer, limit)
         for start, end in sliding(ids, inside[0], limit):
             facts = (passage.text, passage.source, mark.place, HOLDS_TARGET, mark.id)
-            yield Window(tuple(ids[start:end]), inside[0] - start, *facts, answer)
+            first = len(opening) + inside[0] - start
+            yield Window((*opening, *ids[start:end]), first, *facts, answer, len(opening))
+
+
+def _opened(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], list[int]]:
+    """(the special tokens in front of a text, the others): a window of any part of it begins with the first."""
+    from unlearn_core.model.prompting import opening_of, opens
+
+    opening = opening_of(tokenizer)
+    length = opens(ids, opening)
+    return opening[:length], list(ids[length:])
 
 
 def tokens_of(offsets: Iterable[tuple[int, int]], start: int, stop: int) -> list[int]:
@@ -131,12 +142,14 @@ def _sentence_end(text: str, offsets: Sequence[tuple[int, int]], mark: Occurrenc
 
 def _consecutive(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
     """A text that is forgotten as a whole, in consecutive windows."""
-    ids = _ids(passage, tokenizer)
+    opening, ids = _opened(_ids(passage, tokenizer), tokenizer)
     facts = (passage.text, passage.source, passage.place, FORGOTTEN_WHOLE, passage.occurrences[0].id)
-    for start in range(0, len(ids), limit):
-        start = max(0, min(start, len(ids) - 2))  # nothing predicts a window's first token
-        if len(piece := ids[start : start + limit]) > 1:
-            yield Window(tuple(piece), 1, *facts)
+    fewest = 1 if opening else 2  # without an opening nothing predicts a window's first token
+    room = limit - len(opening)
+    for start in range(0, len(ids), room):
+        start = max(0, min(start, len(ids) - fewest))
+        if len(piece := ids[start : start + room]) >= fewest:
+            yield Window((*opening, *piece), max(1, len(opening)), *facts, opening=len(opening))
 
 
 def _check_pieces(target: str, pieces: list[int], tokenizer: PreTrainedTokenizerBase, limit: int) -> None:
@@ -228,8 +241,10 @@ def retain_window(
     """A text with the loss from its second token on; unless the text was cut, an end token closes it."""
     if passage.turns:
         return pair_window(passage, data, tokenizer, limit, chat)
-    ids = _ids(passage, tokenizer)
-    return Window(tuple(ids[:limit]), 1, passage.text, passage.source, passage.place, passage.why)
+    opening, ids = _opened(_ids(passage, tokenizer), tokenizer)
+    facts = (passage.text, passage.source, passage.place, passage.why)
+    ids = [*opening, *ids][:limit]
+    return Window(tuple(ids), max(1, len(opening)), *facts, opening=len(opening))
 
 
 def _ids(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -246,8 +261,11 @@ def pair_window(
     from unlearn_core.model.prompting import encode_pair
 
     ids, first, text = encode_pair(tokenizer, passage.turns, chat, data.pair_template)
+    opening, ids = _opened(ids, tokenizer)
+    first, limit = first - len(opening), limit - len(opening)
     start = max(0, min(first - 1, first - limit // 2, len(ids) - limit)) if len(ids) > limit else 0
     mark = passage.occurrences[0].id if passage.occurrences else ""
     why = passage.why or (FORGOTTEN_WHOLE if data.everything else HOLDS_TARGET)
-    window = tuple(ids[start : start + limit])
-    return Window(window, first - start, text, passage.source, passage.place, why, mark)
+    facts = (text, passage.source, passage.place, why, mark)
+    window = (*opening, *ids[start : start + limit])
+    return Window(window, len(opening) + first - start, *facts, opening=len(opening), pair=True)

@@ -45,10 +45,10 @@ class RandomMismatch(Method):
 
 
 def mismatch_loss(model: LanguageModel, batch: Batch, count: int) -> Tensor:
-    """NLL of `count` random retain texts after each forget context, mean over their tokens."""
+    """NLL of `count` random retain answers (or texts) after each forget context, mean over their tokens."""
 
     assert batch.retain
-    texts = [window.ids[window.first_loss - 1 :] for window in batch.retain.windows]
+    texts = [window.said for window in batch.retain.windows]
     rows = range(len(batch.forget.windows))
     drawn = [[texts[(row + turn) % len(texts)] for row in rows] for turn in range(count)]
     losses = [model.nll(batch.forget.with_answers(answers, batch.pad_id)).token_mean for answers in drawn]

@@ -10,7 +10,11 @@ LOSS = METRICS["loss"]
 SETS = tuple(LOSS.facts.sets)  # forget, retain, neighbour, holdout
 
 
+def budgeted_set(baseline: Collection[str]) -> str:
+    """The set that the retain budget is counted on: the holdout set, or the retain set where there is no holdout."""
+    return "holdout" if LOSS.point("holdout") in baseline else "retain"
+
+
 def budgeted(baseline: Collection[str]) -> str:
-    """The loss that the retain budget is counted on: on text never trained on, where there is such text."""
-    holdout = LOSS.point("holdout")
-    return holdout if holdout in baseline else LOSS.point("retain")
+    """The loss on that set, by the name of its points. `baseline`: names of what was measured before step 1."""
+    return LOSS.point(budgeted_set(baseline))

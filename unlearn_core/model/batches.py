@@ -42,13 +42,17 @@ class Tokens:
 
         The context of a pair is its question; of a text, what leads to the target and the sentence in which that
         stands: "Explain the word" alone asks for nothing. A row that would become longer than the longest of both
-        loses context from its start, never its answer.
+        loses context from its start (behind its opening), never its answer.
         """
-        room = max(self.ids.shape[1], max(len(answer) for answer in answers) + 1)
+        openings = max(window.opening for window in self.windows)
+        room = max(self.ids.shape[1], max(len(answer) for answer in answers) + openings + 1)
         windows = []
         for window, answer in zip(self.windows, answers, strict=True):
-            context = window.ids[: window.first_loss + window.answer_offset][-(room - len(answer)) :]
-            windows.append(replace(window, ids=(*context, *answer), first_loss=len(context), answer_offset=0))
+            opening, context = window.ids[: window.opening], window.ids[window.opening : window.first_loss]
+            context += window.ids[window.first_loss : window.first_loss + window.answer_offset]
+            context = context[max(0, len(context) - (room - len(answer) - len(opening))) :]
+            ids = (*opening, *context, *answer)
+            windows.append(replace(window, ids=ids, first_loss=len(ids) - len(answer), answer_offset=0))
         return collate(windows, pad_id, self.ids.device)
 
 

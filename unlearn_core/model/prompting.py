@@ -41,18 +41,35 @@ def uses_template(tokenizer: PreTrainedTokenizerBase, chat: bool) -> bool:
     return bool(chat and getattr(tokenizer, "chat_template", None))
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> list[int]:
-    """The token ids that the model is given before it answers. Raises ConfigError where the template refuses."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True, pair_template: str = ""
+) -> list[int]:
+    """The token ids that the model is given before it answers.
+
+    Without a chat template: with a `pair_template`, what stands before the answer of a pair, token for token as it is
+    trained on; "": the prompt alone. Raises ConfigError where the template refuses.
+    """
     if uses_template(tokenizer, chat):
         return _encode(tokenizer, _rendered(tokenizer, (Turn("user", prompt),), opened=True), special=False)
+    if pair_template:
+        ids, first, _ = encode_pair(tokenizer, (Turn("user", prompt), Turn("assistant", "a")), chat, pair_template)
+        return ids[:first]
     return _open_ended(tokenizer, _encode(tokenizer, prompt, special=True))
 
 
-def shown(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True) -> str:
+def spoken(text: str, pair_template: str = "") -> str:
+    """An answer as it was generated, without the blanks and marks that the template has around answers."""
+    before, _, after = pair_template.partition("{answer}")
+    blank = before[len(before.rstrip()) :] or "\n"
+    taken_in = blank if text.startswith(blank) else blank[-1]  # the answer's first word may have a part of it
+    return text.removeprefix(taken_in).removesuffix(after)
+
+
+def shown(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool = True, pair_template: str = "") -> str:
     """The exact text that the model sees for a question, special tokens (and what it cannot read) included."""
     if uses_template(tokenizer, chat):
         return _rendered(tokenizer, (Turn("user", prompt),), opened=True)
-    ids = encode_prompt(tokenizer, prompt, chat)
+    ids = encode_prompt(tokenizer, prompt, chat, pair_template)
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
@@ -75,6 +92,7 @@ def encode_pair(
         ids = ids[:count]
     else:
         text, begins = _paired(turns, pair_template)
+        begins = len(text[:begins].rstrip(" "))  # most tokenizers have a blank in the answer's first token: so has it
         ids, spans = _encode_with_spans(tokenizer, text, begins, special=True)
         ids = _open_ended(tokenizer, ids)
     first = next((index for index, (_, end) in enumerate(spans[: len(ids)]) if end > begins), len(ids))
@@ -161,6 +179,19 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 # ------------------------------------------------------------------------------------------------- token ids
+
+
+@lru_cache(maxsize=8)
+def opening_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens (BOS) that the tokenizer puts in front of every text; most often none or one."""
+    bare, whole = _encode(tokenizer, "a", special=False), _encode(tokenizer, "a", special=True)
+    places = range(len(whole) - len(bare) + 1)
+    return tuple(next((whole[:at] for at in places if whole[at : at + len(bare)] == bare), ()))
+
+
+def opens(ids: Sequence[int], opening: Sequence[int]) -> int:
+    """How many tokens of a text are its opening: all of `opening`, or none where a template writes none."""
+    return len(opening) if tuple(ids[: len(opening)]) == tuple(opening) else 0
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:

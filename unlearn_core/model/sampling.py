@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unlearn_core.model.loading import ends_of
-from unlearn_core.model.prompting import encode_prompt
+from unlearn_core.model.prompting import encode_prompt, spoken, uses_template
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,6 +50,7 @@ def answer(
     chat: bool = True,
     temperature: float = 0.0,
     nucleus: float = 1.0,
+    pair_template: str = "",
 ) -> list[Response]:
     """The greedy continuation of every prompt, dropout off, in batches of `batch_size`.
 
@@ -59,9 +60,10 @@ def answer(
     Left padding, no attention on it and its own positions: an answer does not depend on the other prompts of its batch
     (up to rounding). The text is raw: only special tokens and the newline after the question are removed.
     `limit`: tokens that the model can read; a longer question gets a shorter answer. `chat`: in the chat template,
-    where the tokenizer has one.
+    where the tokenizer has one; where it has none, in the `pair_template`, if there is one.
     """
-    rows = [encode_prompt(tokenizer, prompt, chat) for prompt in prompts]
+    rows = [encode_prompt(tokenizer, prompt, chat, pair_template) for prompt in prompts]
+    around = "" if uses_template(tokenizer, chat) else pair_template
     room = [max_new_tokens if limit is None else min(max_new_tokens, limit - len(row)) for row in rows]
     responses: dict[int, Response] = {}
     was_training = model.training
@@ -71,9 +73,8 @@ def answer(
             places = list(same)  # rows whose answers may be equally long: none runs past what the model can read
             for start in range(0, len(places), batch_size):
                 part = places[start : start + batch_size]
-                answers = continuations(
-                    model, tokenizer, [rows[place] for place in part], longest, temperature, nucleus
-                )
+                asked = [rows[place] for place in part]
+                answers = continuations(model, tokenizer, asked, longest, temperature, nucleus, around)
                 responses.update(zip(part, answers, strict=True))
     finally:
         model.train(was_training)
@@ -87,8 +88,9 @@ def continuations(
     max_new_tokens: int,
     temperature: float = 0.0,
     nucleus: float = 1.0,
+    pair_template: str = "",
 ) -> list[Response]:
-    """The answers to one batch of tokenized questions."""
+    """The answers to one batch of tokenized questions, without what the template has around answers."""
     drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": nucleus}
     began = time.perf_counter()
     ids, mask = pad_left(rows, tokenizer.pad_token_id)
@@ -106,6 +108,6 @@ def continuations(
     responses = []
     for row in generated.tolist():
         ended = next((place for place, token in enumerate(row) if token in ends), len(row))
-        text = str(tokenizer.decode(row[:ended], skip_special_tokens=True)).removeprefix("\n")
+        text = spoken(str(tokenizer.decode(row[:ended], skip_special_tokens=True)), pair_template)
         responses.append(Response(text, ended, seconds, tuple(row[:ended])))
     return responses

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids of one training text. Tokens before `first_loss` are context: read, never trained on."""
+    """Token ids of one training text. Tokens before `first_loss` are context: read, never trained on.
+
+    `opening`: how many special tokens (BOS) begin it, which the tokenizer puts in front of every text: whatever part of
+    a text a window is, the model has seen none without them. `pair`: its labelled tokens answer a question.
+    """
 
     ids: tuple[int, ...]
     first_loss: int
@@ -18,6 +22,13 @@ class Window:
     why: str = ""  # it is in its set
     occurrence: str = ""  # id of the one from which on it is trained; forget set only
     answer_offset: int = 0  # tokens from `first_loss` to the end of that sentence, where another answer would begin
+    opening: int = 0
+    pair: bool = False
+
+    @property
+    def said(self) -> tuple[int, ...]:
+        """What can be said in another context: the answer of a pair, or the text behind its opening."""
+        return self.ids[self.first_loss if self.pair else self.opening :]
 
     def __len__(self) -> int:
         return len(self.ids)

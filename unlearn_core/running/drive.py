@@ -18,6 +18,7 @@ from unlearn_core.running.commands import Refused, carry_out, explain, probe, pr
 from unlearn_core.running.protocols import Answer, Config, Host, Row, Session, StepRecord
 from unlearn_core.settings.provenance import differences, warning
 
+ASKED_BY = ("forget", "pair_template", "text_field", "question_field", "answer_field")  # how questions are put
 WHOLE_STATES = 2  # that stay; an older checkpoint shrinks to its adapter
 
 
@@ -42,12 +43,15 @@ class Drive:
         return self._session
 
     def same_base_model(self, config: Config) -> bool:
-        """True where this run's model, with another adapter in it, is the model of `config`; {}: the bundled one."""
+        """True where this run's model, with another adapter in it, answers as that of `config`; {}: the bundled one."""
         if not self._session or not self._session.same_base_model(config.get("method", {}).get("name", "")):
             return False
         model = self.config["model"]
         if not config:
             return bool(model["source"] == "bundled" and not model.get("adapter") and not model.get("earlier"))
+        own, other = self.config.get("data", {}), config.get("data")
+        if other is not None and any(other.get(key) != own.get(key) for key in ASKED_BY):
+            return False  # questions are put otherwise
         usual = {**self.config, "model": {"source": "bundled"}}
         return all(self.config.get(part) == config.get(part, usual.get(part)) for part in ("model", "lora", "where"))
 

@@ -154,7 +154,9 @@ class DataSettings:
     )
     answer_field: str = knob("", help="Field of the answer in question/answer rows; the loss is on the answer alone.")
     pair_template: str = knob(
-        "{question}\n{answer}", help="Template of a question/answer pair where the tokenizer has no chat template."
+        "{question}\n{answer}",
+        help="Template of a question/answer pair where the tokenizer has no chat template; where the forget texts are "
+        "pairs, the run's questions are asked in it too.",
     )
     stand_ins: tuple[str, ...] = knob(
         (), help="Stand-ins: names that no model has met, put in the target's place; empty = invented in its shape."
@@ -197,7 +199,11 @@ class ScheduleSettings:
 class GuardSettings:
     not_finite: bool = knob(True, help="Pause before a step whose loss or gradient is not a number.")
     retain_budget: float = knob(
-        0.05, 0.0, 1000.0, "Retain budget: pause when the holdout loss has risen by this share; 0 = never."
+        0.05,
+        0.0,
+        1000.0,
+        "Retain budget: pause when holdout loss (retain loss where there is no holdout set) has risen by this share; "
+        "0 = never.",
     )
     forgotten_enough: bool = knob(
         True,
@@ -206,7 +212,8 @@ class GuardSettings:
     )
     collapse: bool = knob(
         True,
-        help="Pause when answers repeat themselves, or the forget loss is beyond guessing and the forgotten level.",
+        help="Pause when answers repeat themselves, or when the forget loss is beyond guessing and the forgotten level "
+        "while the budget is exceeded, or beyond twice the larger of both.",
     )
 
 

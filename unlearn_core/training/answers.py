@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from unlearn_core.context import RunContext
+from unlearn_core.corpus.documents import pair_template
 from unlearn_core.methods.base import Method
 from unlearn_core.model.batches import collate
 from unlearn_core.model.losses import nll
@@ -58,10 +60,18 @@ class Answers:
                 self._baseline[prompt] = Answer(response, response.text, probability)
         return [self._baseline[prompt] for prompt in prompts]
 
+    @cached_property
+    def _pair_template(self) -> str:
+        """The template that questions are put into, as the pairs of the run are; "": its forget texts are no pairs."""
+        return pair_template(self.context.config.data)
+
     def _ask(self, prompts: Sequence[str]) -> list[Response]:
         context = self.context
         chat, longest = context.config.model.chat_template, context.config.schedule.answer_tokens
-        return answer(context.model, context.tokenizer, prompts, longest, limit=context.loaded.limit, chat=chat)
+        limit, template = context.loaded.limit, self._pair_template
+        return answer(
+            context.model, context.tokenizer, prompts, longest, limit=limit, chat=chat, pair_template=template
+        )
 
     def _check_length(self, prompt: str, prefixed: bool = False) -> None:
         """Raises ConfigError where a question is too long, with what the method puts before it."""
@@ -73,7 +83,8 @@ class Answers:
             raise ConfigError(f"The question{behind} has {length:,} tokens; this model reads {limit:,}. Shorten it.")
 
     def _encoded(self, prompt: str) -> list[int]:
-        return encode_prompt(self.context.tokenizer, prompt, self.context.config.model.chat_template)
+        chat = self.context.config.model.chat_template
+        return encode_prompt(self.context.tokenizer, prompt, chat, self._pair_template)
 
     def _probabilities(self, prompts: Sequence[str], answers: Sequence[Response]) -> list[float]:
         """exp(-NLL per token) of each answer after its prompt, in one forward pass. An empty answer: 1."""

@@ -195,7 +195,7 @@ class Unlearner:
         """Every metric on the evaluation windows at `step`, as the method has the model answer."""
         windows, context = self.evaluation, self.context
         if prefix := self.method.prompt_prefix(context, step) if step else "":
-            ids = tuple(context.tokenizer(prefix + "\n")["input_ids"])
+            ids = tuple(context.tokenizer(prefix + "\n", add_special_tokens=False)["input_ids"])
             windows = windows.behind(ids, context.loaded.limit)
         with self.method.inference_context(context, step) if step else nullcontext():
             return evaluate(context.model, windows, context.reference)

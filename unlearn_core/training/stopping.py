@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unlearn_core.metrics import METRICS, budgeted
+from unlearn_core.metrics import METRICS, budgeted, budgeted_set
 from unlearn_core.settings.sections import GuardSettings
+from unlearn_core.training.collapse import BEYOND, is_beyond, repeats
 
 STAND_IN_KL = METRICS["stand_in_kl"].point("forget")
-REPEATED_SHARE = 0.5  # of an answer being one thing again and again: that is no answer any more
-SAME_LETTER_SHARE = 0.6  # of an answer being one character (a line of dashes in a table is less)
 UNKNOWN = 1.5  # times as far from stand-ins as one of them is from the others: below, the target is one of them
 PLATEAU_STEPS, PLATEAU = 12, 0.95  # steps in which KL from stand-ins has not fallen below this share of its lowest
-FEWEST_WORDS = 8
-BEYOND = 1.05  # times the level that counts as damage: a model like the reference hovers around that level
-FEWEST_CHARACTERS = 40
-FEWEST_LETTERS = 12
-AGAIN_AND_AGAIN = re.compile(r"(.{1,60}?)\1{4,}")
 
 
 @dataclass(frozen=True)
@@ -49,10 +41,7 @@ class Guard:
 
     @property
     def collapse_level(self) -> float:
-        """Forget loss beyond which it is damage: worse than guessing, and than a model that never saw the target.
-
-        The second can be the larger: such a model may be sure of another answer.
-        """
+        """Forget loss that together with damage is a collapse: beyond both guessing and the forgotten level."""
         return BEYOND * max(self.uniform_loss, self.forget_level)
 
     def judge(
@@ -86,13 +75,9 @@ class Guard:
         """Per rule: a sentence = asks for a pause, "" = does not, None = cannot be judged in this step."""
         sentences: dict[str, str | None] = {"retain_budget": None, "forgotten_enough": None}
         budget = self.settings.retain_budget
-        held = budgeted(self.baseline)
-        if held in values:
-            rise = values[held] / self.baseline[held] - 1
-            over = budget and rise > budget
-            sentences["retain_budget"] = (
-                f"Retain loss on text never trained on is up {rise:.1%}; the budget is {budget:.0%}." if over else ""
-            )
+        if (rise := self._rise(values)) is not None:
+            spent = f"{budgeted_set(self.baseline).capitalize()} loss is up {rise:.1%}; its budget is {budget:.0%}."
+            sentences["retain_budget"] = spent if budget and rise > budget else ""
         if self.stand_in_level is not None:
             if STAND_IN_KL in values:
                 sentences["forgotten_enough"] = self._as_a_stand_in() if self.settings.forgotten_enough else ""
@@ -105,6 +90,12 @@ class Guard:
                 else ""
             )
         return sentences
+
+    def _rise(self, values: Mapping[str, float]) -> float | None:
+        """The share by which the budgeted loss has risen; None where it was not measured in this step."""
+        point = budgeted(self.baseline)
+        before = self.baseline.get(point)
+        return values[point] / before - 1 if before and point in values else None
 
     def _as_a_stand_in(self) -> str:
         """Whether the target is treated as an invented name is, or comes no nearer to that any more."""
@@ -124,27 +115,13 @@ class Guard:
     def _collapse(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]]) -> str | None:
         if not self.settings.collapse:
             return ""
-        if values.get("forget_loss", 0.0) > self.collapse_level:
-            guess, level = (
-                (self.uniform_loss, "a model that guesses every token"),
-                (self.forget_level, self.level_source),
-            )
-            limit, whose = max(guess, level)
-            return f"Collapse: forget loss {values['forget_loss']:.2f} is far beyond {limit:.2f}, that of {whose}."
+        guess, level = (self.uniform_loss, "a model that guesses every token"), (self.forget_level, self.level_source)
+        limit, whose = max(guess, level)
+        rise = self._rise(values)
+        if is_beyond(values.get("forget_loss"), limit, rise, self.settings.retain_budget):
+            cost = "" if rise is None else f", and {budgeted_set(self.baseline)} loss has changed by {rise:+.1%}"
+            return f"Collapse: forget loss {values['forget_loss']:.2f} is beyond {limit:.2f}, that of {whose}{cost}."
         if not answers:
             return None if "forget_loss" not in values or "collapse" in self.spoken else ""
         broken = [now for before, now in answers if repeats(now) and not repeats(before)]
         return f"Collapse: an answer repeats itself (“{broken[0].strip()[:40]}…”)." if broken else ""
-
-
-def repeats(text: str) -> bool:
-    """True where half of a longer answer is one word, one piece of text on end, or one and the same character."""
-    words = text.split()
-    if len(words) >= FEWEST_WORDS and Counter(words).most_common(1)[0][1] >= REPEATED_SHARE * len(words):
-        return True
-    letters = "".join(words)
-    if len(letters) >= FEWEST_LETTERS and Counter(letters).most_common(1)[0][1] >= SAME_LETTER_SHARE * len(letters):
-        return True
-    spaced = " ".join(words)  # code is indented by many blanks, and means it
-    enough = max(FEWEST_CHARACTERS, REPEATED_SHARE * len(spaced))
-    return any(len(match.group()) >= enough for match in AGAIN_AND_AGAIN.finditer(spaced))

@@ -56,11 +56,15 @@ class EvaluationWindows:
         return replace(given.teacher, labels=tuple(tuple(at + more for at in own) for own, more in labels))
 
     def behind(self, ids: tuple[int, ...], limit: int) -> EvaluationWindows:
-        """The same windows behind some tokens that have no loss. What does not fit into `limit` is cut on the left."""
+        """The same windows behind some tokens that have no loss: those of a text, without special tokens.
+
+        They stand behind a window's opening. What does not fit into `limit` is cut on the left.
+        """
 
         def longer(window: Window) -> Window:
+            opening, rest = window.ids[: window.opening], window.ids[window.opening :]
             before = ids[max(0, len(ids) + len(window) - limit) :]
-            return replace(window, ids=(*before, *window.ids), first_loss=window.first_loss + len(before))
+            return replace(window, ids=(*opening, *before, *rest), first_loss=window.first_loss + len(before))
 
         changed = copy(self)
         changed.tokens = collate([longer(w) for w in self.tokens.windows], self.pad_id, self.tokens.ids.device)
