@@ -96,8 +96,8 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
     import torch
 
     from unlearn_core.model.typicality import SURPRISING
+    from unlearn_core.training.collapse import repeats
     from unlearn_core.training.engine import open_unlearner
-    from unlearn_core.training.stopping import repeats
 
     began = time.monotonic()
     run = open_unlearner(case.config, progress.report, cache)

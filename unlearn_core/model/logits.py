@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,12 @@ def predictions_of(model: nn.Module, ids: Tensor, mask: Tensor, chosen: Tensor) 
 def large_vocabulary(model: nn.Module) -> bool:
     """Whether leaving out logits pays, and the architecture can."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base.config.get_text_config().vocab_size >= LARGE_VOCABULARY and _can_leave_out(type(base))
+    return base.config.get_text_config().vocab_size >= LARGE_VOCABULARY and _can_leave_out(type(base).forward)
 
 
 @cache
-def _can_leave_out(architecture: type) -> bool:
-    return "logits_to_keep" in inspect.signature(architecture.forward).parameters
+def _can_leave_out(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 def together(tokens: Tokens, groups: Sequence[Tensor]) -> Tensor:

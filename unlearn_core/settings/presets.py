@@ -70,13 +70,8 @@ PRESETS: dict[str, Preset] = {
         "For models that know the world: the model treats the name as one that it never met. It needs no texts.",
         {
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512},
-            "method": {
-                "name": "counterfactual",
-                "stand_ins_per_step": 2,
-                "retain_weight": 3.0,
-                "neighbour_weight": 1.0,
-            },
+            "data": {"window_tokens": 512, "neighbours": False},  # what is near is among the retain texts
+            "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0},
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 4e-4},
             "schedule": {
@@ -97,13 +92,8 @@ PRESETS: dict[str, Preset] = {
         "Any word, as for smaller models, at a smaller rate. An estimate, not run here: watch it, then tune it.",
         {
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512},
-            "method": {
-                "name": "counterfactual",
-                "stand_ins_per_step": 2,
-                "retain_weight": 3.0,
-                "neighbour_weight": 1.0,
-            },
+            "data": {"window_tokens": 512, "neighbours": False},  # what is near is among the retain texts
+            "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0},
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 2e-4},
             "schedule": {
@@ -123,13 +113,8 @@ PRESETS: dict[str, Preset] = {
         {
             "model": {"gradient_checkpointing": True},
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512},
-            "method": {
-                "name": "counterfactual",
-                "stand_ins_per_step": 2,
-                "retain_weight": 3.0,
-                "neighbour_weight": 1.0,
-            },
+            "data": {"window_tokens": 512, "neighbours": False},  # what is near is among the retain texts
+            "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0},
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 1e-4},
             "schedule": {

@@ -83,8 +83,9 @@ class Asker:
             for start in range(0, len(prompts), BATCH):
                 report(start)
                 some = prompts[start : start + BATCH]
-                drawn = {"temperature": 1.0, "nucleus": NUCLEUS}
-                answers += answer(model, self.tokenizer, some, TOKENS, BATCH, self.limit, self.chat, **drawn)
+                answers += answer(
+                    model, self.tokenizer, some, TOKENS, BATCH, self.limit, self.chat, temperature=1.0, nucleus=NUCLEUS
+                )
         return answers
 
     def kind_of(self, target: str) -> str:
