@@ -75,6 +75,17 @@ def test_projecting_twice_is_projecting_once_and_what_is_orthogonal_stays_as_it_
     assert torch.count_nonzero(space.project_out(torch.zeros(20_000))) == 0
 
 
+@pytest.mark.parametrize("closeness", [1e-2, 4e-3])
+@pytest.mark.parametrize("outside", [1e-3, 1e-4])
+def test_of_a_vector_that_lies_almost_inside_the_span_what_is_left_is_outside(closeness, outside):
+    """Of rows that nearly coincide: one projection alone leaves a twentieth to most of the rest inside the span."""
+    rows = ill_conditioned(6, 20_000, closeness)
+    inside, other = rows.T @ torch.tensor([1.0, -2.0, 3.0, 1.0, -1.0, 2.0]), rows_of(1, 20_000, 7)[0]
+    left = RetainSubspace.fit(rows).project_out(inside / inside.norm() + outside * other / other.norm()).double()
+    basis, _ = torch.linalg.qr(rows.double().T)
+    assert (basis.T @ left).norm() < 1e-4 * left.norm() and left.norm() > 0.9 * outside
+
+
 def test_the_size_of_a_gradient_does_not_matter():
     rows, vector = rows_of(5, 3000), rows_of(1, 3000, 4)[0]
     plain = RetainSubspace.fit(rows)
