@@ -34,6 +34,7 @@ NAMES: dict[str, dict[str, str]] = {
         "history": "refreshes protected together",
         "scope": "one span for",
         "apply_to": "what is projected",
+        "optimizer_states": "optimizer states",
         "neighbours": "neighbours among the samples",
         "energy": "protected share of the energy",
     },
@@ -74,6 +75,10 @@ WORDS: dict[str, dict[str, str]] = {
     "guard_rail.refresh": {"count": "number of steps", "drift": "drift of the weights"},
     "guard_rail.scope": {"global": "all layers", "layer": "each layer"},
     "guard_rail.apply_to": {"update": "the update", "gradient": "the gradient (as published)"},
+    "guard_rail.optimizer_states": {
+        "shared": "one for forget and retain gradient",
+        "separate": "one each, the forget part projected",
+    },
     "optimizer.name": {
         "adamw": "AdamW",
         "sgd": "SGD",

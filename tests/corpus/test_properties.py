@@ -229,7 +229,10 @@ def test_every_occurrence_has_windows_that_begin_to_train_at_it(text: str, limit
 def test_another_answer_would_begin_behind_the_sentence_or_line_of_the_occurrence(text: str, limit: int) -> None:
     passage = passage_of(text)
     places = {mark.id: mark for mark in passage.occurrences}
-    for window in forget_windows([passage], DataSettings(target=WORD), tokenizer(), limit):
+    once = forget_windows([passage], DataSettings(target=WORD), tokenizer(), limit)
+    copies = [passage, replace(passage, source="a copy")]
+    assert forget_windows(copies, DataSettings(target=WORD), tokenizer(), limit) == once, "the same text counts once"
+    for window in once:
         mark, end = places[window.occurrence], window.first_loss + window.answer_offset
         rest = regex.split(r"(?<=\.”?)\s|\n", text[mark.end :])[0]
         assert window.answer_offset > 0

@@ -180,16 +180,17 @@ def test_inside_the_span_the_update_is_what_the_retain_term_does_there_and_outsi
     run = tiny.open(guard_rail={"scope": scope})
     rail = refreshed(run)
     update, keep, gain = noise(run, 1), noise(run, 2), 0.37
-    off = rail.project_out(update, keep, gain)
+    longest = 1e9
+    off = rail.project_out(update) + rail.retain_step(keep, gain, longest)
     for name, space in rail.spaces.items():
         part = rail.spans[name]
         torch.testing.assert_close(
             space.coordinates(off[part]), -gain * space.coordinates(keep[part]), rtol=1e-4, atol=1e-4
         )
         torch.testing.assert_close(space.project_out(off[part]), space.project_out(update[part]), rtol=1e-4, atol=1e-5)
-    assert torch.equal(rail.project_out(update, None, gain), rail.project_gradient(update))
-    nothing = rail.project_out(update, torch.zeros_like(keep), gain)
-    assert torch.equal(nothing, rail.project_gradient(update))
+    assert torch.equal(rail.project_out(update), rail.project_gradient(update))
+    assert not rail.retain_step(torch.zeros_like(keep), gain, longest).any()
+    assert rail.project_retain(update) is update
 
 
 def test_a_step_goes_down_on_retain_text_where_the_loss_has_a_retain_term_and_is_flat_where_it_has_none(tiny):
@@ -218,7 +219,7 @@ def test_one_sided_is_a_gem_where_a_step_conflicts_and_nothing_to_the_bit_where_
     assert r.norm() > 0
     across = noise(run).double()
     across -= (across @ r) / (r @ r) * r
-    for harm, off in ((-1, rail.project_gradient), (1, lambda update: rail.project_out(update, None, 1.0))):
+    for harm, off in ((-1, rail.project_gradient), (1, rail.project_out)):
         for along in (-3.0, -0.1, 0.1, 3.0):
             vector = (across + along * r / r.norm() * across.norm()).float()
             freed = off(vector)
@@ -243,9 +244,7 @@ def test_what_conflicts_is_freed_as_from_a_span_of_that_one_direction(tiny):
         run.update.rail.refresh(1)
     vector = noise(sided)
     vector *= torch.sign(vector @ sided.update.rail.mean)
-    assert torch.equal(
-        sided.update.rail.project_out(vector, None, 1.0), whole.update.rail.project_out(vector, None, 1.0)
-    )
+    assert torch.equal(sided.update.rail.project_out(vector), whole.update.rail.project_out(vector))
 
 
 @pytest.mark.parametrize("scope", some_quick(["global", "layer"]))
@@ -669,6 +668,7 @@ KINDS = {
         "kind": "one_sided", "apply_to": "gradient", "refresh": "drift", "drift": 0.2,
     },
     "null space": {"kind": "null_space", "energy": 0.9},
+    "separate states": {"optimizer_states": "separate"},
 }  # fmt: skip
 
 

@@ -6,8 +6,11 @@ import contextlib
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unlearn_core.guard_rails.shared.subspace import TOLERANCE, RetainSubspace, removed_share
 
@@ -72,6 +75,17 @@ def test_projecting_twice_is_projecting_once_and_what_is_orthogonal_stays_as_it_
     assert torch.count_nonzero(space.project_out(torch.zeros(20_000))) == 0
 
 
+@pytest.mark.parametrize("closeness", [1e-2, 4e-3])
+@pytest.mark.parametrize("outside", [1e-3, 1e-4])
+def test_of_a_vector_that_lies_almost_inside_the_span_what_is_left_is_outside(closeness, outside):
+    """Of rows that nearly coincide: one projection alone leaves a twentieth to most of the rest inside the span."""
+    rows = ill_conditioned(6, 20_000, closeness)
+    inside, other = rows.T @ torch.tensor([1.0, -2.0, 3.0, 1.0, -1.0, 2.0]), rows_of(1, 20_000, 7)[0]
+    left = RetainSubspace.fit(rows).project_out(inside / inside.norm() + outside * other / other.norm()).double()
+    basis, _ = torch.linalg.qr(rows.double().T)
+    assert (basis.T @ left).norm() < 1e-4 * left.norm() and left.norm() > 0.9 * outside
+
+
 def test_the_size_of_a_gradient_does_not_matter():
     rows, vector = rows_of(5, 3000), rows_of(1, 3000, 4)[0]
     plain = RetainSubspace.fit(rows)
@@ -112,13 +126,49 @@ def test_a_row_that_is_not_finite_is_left_out():
     assert RetainSubspace.fit(torch.full((2, 9), float("nan"))) is None
 
 
+def condition_of(rows: torch.Tensor) -> float:
+    """By numpy, of the rows as they came, normalised in double precision."""
+    wide = rows.double().numpy()
+    return float(np.linalg.cond(wide / np.linalg.norm(wide, axis=1, keepdims=True)))
+
+
 @pytest.mark.parametrize("rows", [rows_of(2, 300), rows_of(9, 4000, spread=5.0), ill_conditioned(5, 900, 0.02)])
 def test_the_condition_number_is_that_of_the_normalised_rows(rows):
-    import numpy as np
-
-    unit = (rows / rows.norm(dim=1, keepdim=True)).double().numpy()
-    assert RetainSubspace.fit(rows).condition_number == pytest.approx(np.linalg.cond(unit), rel=1e-3)
+    assert RetainSubspace.fit(rows).condition_number == pytest.approx(condition_of(rows), rel=1e-5)
     assert RetainSubspace.fit(rows[:1]).condition_number == pytest.approx(1.0)
+
+
+@given(exponent=st.floats(0.0, 10.0), count=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_rows_that_differ_by_as_little_as_one_in_ten_thousand_million_have_the_condition_number_they_have(
+    exponent, count, seed
+):
+    """Rows e_0 + 10^-x e_i, whose numbers single precision holds, of any lengths: sqrt(count) * 10^x and a bit."""
+    lengths = 2.0 ** torch.randint(-20, 20, (count, 1), generator=torch.Generator().manual_seed(seed))
+    rows = torch.zeros(count, 200_000)  # more than one slice
+    rows[:, 0] = 1
+    rows[range(count), torch.arange(1, count + 1) * 30_000] = 10.0**-exponent
+    expected = condition_of(rows * lengths)
+    assert expected >= 10**exponent
+    assert RetainSubspace.fit(rows * lengths).condition_number == pytest.approx(expected, rel=1e-5)
+
+
+@given(exponent=st.floats(0.0, 9.0), count=st.integers(2, 6), seed=st.integers(0, 10**6))
+def test_the_condition_number_is_numpy_s_on_rows_of_any_kind(exponent, count, seed):
+    """Of a chosen conditioning, until single precision rounds it away: what counts is the rows that there are."""
+    rng = np.random.default_rng(seed)
+    left, right = (np.linalg.qr(rng.standard_normal((size, count)))[0] for size in (count, 500))
+    rows = torch.tensor(left @ np.diag(np.geomspace(1, 10**-exponent, count)) @ right.T, dtype=torch.float32)
+    assert RetainSubspace.fit(rows).condition_number == pytest.approx(condition_of(rows), rel=1e-4)
+
+
+def test_rows_two_thousandths_apart_alarm_and_dependent_ones_are_at_the_end_of_the_scale():
+    one, other = (row / row.norm() for row in rows_of(2, 1000, spread=0.0))
+    close = torch.stack([one, one + 2e-3 * other])
+    assert RetainSubspace.fit(close).condition_number == pytest.approx(condition_of(close), rel=1e-6)
+    assert 900 < condition_of(close) < 1100
+    assert 900 < RetainSubspace.fit(close[1:], RetainSubspace.fit(close[:1]), 2).condition_number < 1100
+    for dependent in (torch.stack([one, one]), rows_of(5, 3)):
+        assert 1e15 < RetainSubspace.fit(dependent).condition_number < 1e16
 
 
 def test_the_median_of_the_norms_is_of_the_gradients_as_they_came():

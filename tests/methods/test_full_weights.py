@@ -285,6 +285,9 @@ STEPS = {
     "six rows, mask": {"guard_rail": {"groups": 6, "batches": 6}, "where": {"mask": "saliency"}},
     "three refreshes": {"guard_rail": {"groups": 2, "batches": 2, "history": 3}},
     "one-sided": {"guard_rail": {"kind": "one_sided", "groups": 3, "batches": 3}},
+    "separate states": {
+        "guard_rail": {"groups": 2, "batches": 2, "optimizer_states": "separate"}, "method": {"name": "grad_diff"},
+    },
     "drift": {"guard_rail": {"groups": 2, "batches": 2, "refresh": "drift", "apply_to": "gradient"}},
 }  # fmt: skip
 

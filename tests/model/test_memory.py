@@ -195,10 +195,15 @@ def test_adapters_that_stay_on_or_are_gone_on_with_are_counted_with_what_they_be
 
 
 @pytest.mark.parametrize(
-    "name, where", [("era", "full"), ("gradient_routing", "lora"), ("ac_dc", "lora"), ("ssd", "full")]
-)
-def test_a_method_s_own_model_adapters_and_optimizers_are_counted(tiny, name, where):
-    settings = {"method": {"name": name}, "where": {"kind": where}, "guard_rail": {"kind": "none"}}
+    "name, where, rail",
+    [
+        ("era", "full", {"kind": "none"}), ("gradient_routing", "lora", {"kind": "none"}),
+        ("ac_dc", "lora", {"kind": "none"}), ("ssd", "full", {"kind": "none"}),
+        ("grad_diff", "lora", {"optimizer_states": "separate"}),
+    ],
+)  # fmt: skip
+def test_a_method_s_own_model_adapters_and_optimizers_are_counted(tiny, name, where, rail):
+    settings = {"method": {"name": name}, "where": {"kind": where}, "guard_rail": rail}
     run = tiny.open("llama", **settings, optimizer={"learning_rate": 1e-3})
     run.step()
     found = estimate_for(run.config, shape_for(run.config, tiny.root / "llama"), torch.float32)

@@ -51,6 +51,24 @@ def test_sophia_divides_by_the_curvature_clips_every_entry_and_tells_how_many_it
     assert (values.detach() - before).abs().max() <= 0.01 + 1e-7
 
 
+@pytest.mark.parametrize("name", ["sophia", "sophia_soul"])
+def test_entries_without_momentum_do_not_count_as_unclipped(name):
+    """A fresh adapter's A has no gradient in step 1: the share is that of the rest, which is what rho is tuned by."""
+    shares = []
+    for idle in (0, 350):
+        values = vector(50 + idle)
+        made = OPTIMIZERS[name]([values], 0.01)
+        made.curvature(torch.cat([torch.linspace(0.0, 1.0, 50), torch.zeros(idle)]), 1000)
+        values.grad = torch.cat([0.3 * gradients(1)[0], torch.zeros(idle)])
+        made.step()
+        shares.append(made.unclipped_share)
+    assert shares[0] == shares[1] > 0
+    values.grad = torch.zeros(400)
+    made = OPTIMIZERS[name]([values], 0.01)
+    made.step()
+    assert made.unclipped_share == 0
+
+
 def test_sophia_without_curvature_is_a_sign_step():
     values = vector()
     made = OPTIMIZERS["sophia"]([values], 0.01)
@@ -97,6 +115,47 @@ def test_the_curvature_of_a_run_is_that_of_labels_drawn_from_the_model_and_leave
     after = run.update.optimizer.state[run.context.adapter.values]["hessian"]
     assert (after - 0.99 * hessian >= -1e-12).all() and (after != hessian).any()
     assert torch.equal(run.context.adapter.gradient, torch.arange(run.context.adapter.gradient.numel()).float())
+
+
+def test_the_curvature_of_a_run_by_the_model_s_own_forward_pass_and_torch_s_own_gradient(tiny):
+    """Algorithm 2 of its paper: tokens times the square of the gradient of the mean loss on drawn labels."""
+    settings = {"method": {"name": "grad_diff"}, "schedule": {"batch_size": 1}, "guard_rail": {"kind": "none"}}
+    run = tiny.open(optimizer={"name": "sophia"}, lora={"dropout": 0.0}, **settings)
+    run.step()
+    batch, model = run.draws.batch(11), run.context.model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before = run.update.optimizer.state[run.context.adapter.values]["hessian"].clone()
+    torch.manual_seed(5)
+    run.update.measure_curvature(11, batch)
+    found = run.update.optimizer.state[run.context.adapter.values]["hessian"] - 0.99 * before
+    torch.manual_seed(5)
+    losses, true = [], []
+    for tokens in (batch.forget, batch.retain):
+        (window,) = tokens.windows
+        logits = model(input_ids=torch.tensor([window.ids])).logits[0, max(window.first_loss, 1) - 1 : -1]
+        drawn = torch.multinomial(logits.detach().softmax(-1), 1).squeeze(1)
+        losses.append(torch.nn.functional.cross_entropy(logits, drawn, reduction="none"))
+        true.append(drawn == torch.tensor(window.ids[-len(drawn) :]))
+    losses = torch.cat(losses)
+    assert not torch.cat(true).all() and len(losses) > 10
+    gradient = torch.cat([each.reshape(-1) for each in torch.autograd.grad(losses.mean(), parameters)])
+    torch.testing.assert_close(found, 0.01 * len(losses) * gradient**2, rtol=1e-2, atol=1e-3 * found.max().item())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_decay_by_rate_times_decay_beside_the_step(name):
+    """Decoupled, as AdamW does it: the same step is taken, from values that are smaller by that share."""
+    moved = {}
+    for decay in (0.0, 0.25):
+        values = vector()
+        made = OPTIMIZERS[name]([values], 0.01, weight_decay=decay)
+        for gradient in gradients(3):
+            before = values.detach().clone()
+            values.grad = gradient.clone()
+            made.step()
+        moved[decay] = values.detach() - before * (1 - 0.01 * decay)
+    torch.testing.assert_close(moved[0.25], moved[0.0], rtol=1e-4, atol=1e-7)
+    assert moved[0.0].abs().max() > 1e-5
 
 
 def test_both_optimizers_of_ascent_and_descent_in_turn_are_given_the_curvature(tiny):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unlearn_core.settings.sections import GuardSettings
 from unlearn_core.training.collapse import repeats
@@ -111,6 +113,40 @@ def test_the_published_run_is_called_a_collapse_between_its_steps_10_and_20():
     verdicts = {step: watched.judge({"forget_loss": loss}, step=step) for step, loss in losses.items()}
     fired = [step for step, verdict in verdicts.items() if verdict and verdict.rule == "collapse"]
     assert fired and 10 < fired[0] <= 20
+
+
+@given(guessing=st.floats(2.0, 12.0), level=st.floats(2.0, 12.0), times=st.floats(0.9, 1.2))
+def test_collapse_begins_a_twentieth_beyond_the_worse_of_guessing_and_never_having_seen(guessing, level, times):
+    watched = Guard(GuardSettings(forgotten_enough=False), BASELINE, level, "x", guessing)
+    verdict = watched.judge({**FINE, "forget_loss": times * max(guessing, level)})
+    if abs(times - 1.05) > 1e-9:
+        assert (verdict is not None and verdict.rule == "collapse") is (times > 1.05)
+
+
+@given(
+    course=st.lists(st.integers(1, 30), min_size=1, max_size=40), level=st.integers(1, 4), first=st.integers(4, 60),
+    every=st.sampled_from([1, 1, 3]),
+)  # fmt: skip
+def test_towards_stand_ins_it_ends_at_their_level_or_after_twelve_steps_that_came_no_nearer(
+    course, level, first, every
+):
+    """Against the rules as they are said: by hand, over the whole course, at every step of it."""
+    kl, level = "forget_stand_in_kl", level / 10
+    values = {every * number: value / 10 for number, value in enumerate(course, 1)}
+    baseline = {**BASELINE, kl: first / 10}
+    watched = Guard(GuardSettings(collapse=False), baseline, 3.0, "x", 7.6, stand_in_level=level)
+    for step, now in values.items():
+        watched.spoken.clear()
+        verdict = watched.judge({kl: now}, step=step)
+        older = [value for at, value in values.items() if at <= step - 12]
+        newer = [value for at, value in values.items() if step - 12 < at <= step]
+        if first / 10 < 1.5 * level:
+            expected = "did not know"
+        elif now <= level:
+            expected = "Forgotten:"
+        else:
+            expected = "no nearer" if older and min(newer) > 0.95 * min(older) else ""
+        assert (verdict is not None) is bool(expected) and (not expected or expected in verdict.sentence)
 
 
 def test_what_is_not_finite_is_named_with_its_value():

@@ -47,8 +47,10 @@ class RailFacts:
 class GuardRail:
     """A constraint on the gradient or the update of every step. P: trained parameters.
 
-    In a step: `refresh`, then `project_gradient` of the forget part's gradient, then the optimizer, then `project_out`
-    of what that did. `leftover` (P,): the last retain gradient of the refresh just made, where as_run asks for it.
+    In a step: `refresh`, then `project_gradient`, then the optimizer, then `project_out` of what that did, to which
+    `retain_step` is added where its gradient was a sum of forget and retain gradients. What an optimizer makes of
+    retain gradients alone goes through `project_retain`: nothing moves the weights that has not passed the guard rail.
+    `leftover` (P,): the last retain gradient of the refresh just made, where as_run asks for it.
     """
 
     facts: ClassVar[RailFacts]
@@ -69,12 +71,20 @@ class GuardRail:
         """The gradient (P,) of what is minimised, projected."""
         return gradient
 
-    def project_out(self, update: Tensor, retain_gradient: Tensor | None, gain: float) -> Tensor:
-        """The optimizer's update (P,), projected.
-
-        `retain_gradient` (P,): of the loss's retain term, where it has one; `gain`: |update| / |gradient it came from|.
-        """
+    def project_out(self, update: Tensor) -> Tensor:
+        """The optimizer's update (P,), projected."""
         return update
+
+    def project_retain(self, update: Tensor) -> Tensor:
+        """The update (P,) of an optimizer that has seen retain gradients alone, projected: by default as any other."""
+        return self.project_out(update)
+
+    def retain_step(self, retain_gradient: Tensor, gain: float, longest: float) -> Tensor | None:
+        """What is added (P,) for the loss's retain term where `project_out` has removed it; None: nothing.
+
+        `retain_gradient` (P,); `gain`: |update| / |gradient that it came from|; `longest`: |update|, its bound.
+        """
+        return None
 
     def values(self) -> dict[str, float]:
         """The values to record of this step, by the names of `facts.gauges`."""

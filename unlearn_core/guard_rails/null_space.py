@@ -117,7 +117,7 @@ class NullSpaceRail(GuardRail):
         """The projected gradient, for its norm alone: the update is what is projected (apply_to is "update")."""
         return self._off(gradient)
 
-    def project_out(self, update: Tensor, retain_gradient: Tensor | None, gain: float) -> Tensor:
+    def project_out(self, update: Tensor) -> Tensor:
         """Projects the retain term's part as well: the constraint is hard."""
         return self._off(update)
 

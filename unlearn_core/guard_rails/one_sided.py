@@ -104,7 +104,7 @@ class AGEMProjection(GuardRail):
         self.conflict = -(gradient @ self.mean).item() / lengths if lengths else 0.0
         return self._freed(gradient, -1)
 
-    def project_out(self, update: Tensor, retain_gradient: Tensor | None, gain: float) -> Tensor:
+    def project_out(self, update: Tensor) -> Tensor:
         return self._freed(update, 1)
 
     def values(self) -> dict[str, float]:

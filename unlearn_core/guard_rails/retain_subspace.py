@@ -35,10 +35,17 @@ class RetainSubspaceSettings(RetainRowSettings):
 class RetainSubspaceRail(GuardRail):
     """Projects steps orthogonally to the retain gradients: to first order, retain losses do not change.
 
-    Of an update, what lies inside their span is replaced by what the loss's retain term does there (which is descent
-    along these very rows): `-gain * (its gradient's part in the span)`. With `history`, the rows of the last refreshes
-    are protected together; with `scope = "layer"`, each layer's slice by itself, which is stricter: it holds under any
-    rescaling by layer, and implies the global condition, since the layers' parts of every inner product are 0.
+    Only what the forget gradient does is to be projected: the retain term descends along these very rows. An update of
+    plain SGD is the sum of both gradients' parts, and this is exact. Adam's (Lion's, Sophia's) is no sum: its one state
+    has seen both. With `optimizer_states = "shared"`, all that lies inside the span is therefore dropped, whichever
+    gradient it came from, and a plain gradient step of the retain term is put in its place: `-gain * (its gradient's
+    part in the span)`, gain = |update| / |forget gradient + retain gradient|, without momentum or Adam's scaling. Where
+    the gradients cancel, gain has no limit; hence that step is at most as long as the optimizer's own update. With
+    "separate", each gradient has its own optimizer state, and only the update of the forget gradient is projected.
+
+    With `history`, the rows of the last refreshes are protected together; with `scope = "layer"`, each layer's slice by
+    itself, which is stricter: it holds under any rescaling by layer, and implies the global condition, since the
+    layers' parts of every inner product are 0.
     """
 
     facts: ClassVar[RailFacts] = RailFacts(
@@ -88,12 +95,23 @@ class RetainSubspaceRail(GuardRail):
             off[self.spans[name]] = space.project_out(gradient[self.spans[name]])
         return off
 
-    def project_out(self, update: Tensor, retain_gradient: Tensor | None, gain: float) -> Tensor:
-        off = self.project_gradient(update)
-        if retain_gradient is not None:
-            for name, space in self.spaces.items():
-                off[self.spans[name]] -= gain * space.part_inside(retain_gradient[self.spans[name]])
-        return off
+    def project_out(self, update: Tensor) -> Tensor:
+        return self.project_gradient(update)
+
+    def project_retain(self, update: Tensor) -> Tensor:
+        """As it is: descent on retain texts is what the span is protected for."""
+        return update
+
+    def retain_step(self, retain_gradient: Tensor, gain: float, longest: float) -> Tensor | None:
+        """A plain gradient step of the retain term inside the span, at most `longest` long."""
+        inside = [space.coordinates(retain_gradient[self.spans[name]]) for name, space in self.spaces.items()]
+        length = torch.cat(inside).norm().item() if inside else 0.0
+        if gain * length > longest:
+            gain = longest / length
+        step = torch.zeros_like(retain_gradient)
+        for name, space in self.spaces.items():
+            step[self.spans[name]] -= gain * space.part_inside(retain_gradient[self.spans[name]])
+        return step
 
     def values(self) -> dict[str, float]:
         if not self.spaces:

@@ -14,7 +14,8 @@ class ACDC(Method):
     + neighbour_weight * NLL(neighbour)), whose learning rate is `descent_rate` times the first's (AC/DC of Cognac,
     Kolipaka et al. 2024, arXiv 2412.00789). With momenta and scales of their own, neither drowns the other, which a
     summed loss does. Its authors go on for 10 to 300 such steps and keep the best on validation text; here the guard
-    and the checkpoints do that. They call a search over both rates mandatory.
+    and the checkpoints do that. They call a search over both rates mandatory. Both halves go through the guard rail:
+    the retain subspace leaves the descent as it is, the null space projects it too.
     """
 
     facts: ClassVar[Facts] = Facts(

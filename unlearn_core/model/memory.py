@@ -17,7 +17,7 @@ from unlearn_core.model.batches import EVALUATED, MOST_TOKENS
 from unlearn_core.model.loading import context_limit, device_of, dtype_of, named, skeleton
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import RunConfig
-from unlearn_core.settings.sections import RailMemory
+from unlearn_core.settings.sections import RailMemory, separate_states
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -220,7 +220,7 @@ def plan_of(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: Length
         four_bit=config.model.four_bit,
         optimizer=config.optimizer.name,
         momentum=config.optimizer.momentum > 0,
-        optimizers=(1 + method.alternates) * method.facts.trains,
+        optimizers=(1 + method.alternates + separate_states(config)) * method.facts.trains,
         vectors=step_vectors(config),
         rail=rail_memory,
         inputs_rail=MOMENT_BYTES * shape.inputs**2 // max(1, shape.adapted) if rail_memory.input_moments else 0,

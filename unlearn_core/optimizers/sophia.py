@@ -16,8 +16,8 @@ class Sophia(torch.optim.Optimizer):
 
     step = lr * sign(m) * min(|m| / (rho * tokens * h), 1), m = EMA of gradients, h = EMA of squared gradients of the
     mean loss on labels *sampled from the model* (Gauss-Newton-Bartlett), renewed every `hessian_every` steps by
-    `curvature(gradient, tokens)`. Where few entries are unclipped it is a sign step: `unclipped_share` tells; its
-    authors tune rho for 10 to 50 %.
+    `curvature(gradient, tokens)`. Where few entries are unclipped it is a sign step: `unclipped_share` tells, of the
+    entries that have momentum; its authors tune rho for 10 to 50 %.
     """
 
     hessian_every = 10  # steps between estimates on sampled labels; 0: it makes do with its own gradients
@@ -58,7 +58,8 @@ class Sophia(torch.optim.Optimizer):
                 hessian = state.setdefault("hessian", torch.zeros_like(values))
                 self._gather(momentum, hessian, values.grad, group["betas"])
                 ratio = momentum.abs() / (group["rho"] * hessian + SMALLEST)
-                self.unclipped_share = (ratio < 1).float().mean().item()
+                moving = momentum != 0  # an entry that never had a gradient has nothing to clip
+                self.unclipped_share = int(((ratio < 1) & moving).sum()) / max(1, int(moving.sum()))
                 values.mul_(1 - group["lr"] * group["weight_decay"])
                 values.sub_(group["lr"] * momentum.sign() * ratio.clamp(max=1))
 

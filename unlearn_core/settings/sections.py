@@ -380,6 +380,11 @@ class GuardRailSettings:
         return "update"
 
     @property
+    def optimizer_states(self) -> str:
+        """Whether forget and retain gradient have a `shared` optimizer state, or `separate` ones."""
+        return "shared"
+
+    @property
     def samples_per_step(self) -> float:
         """Retain texts that go forward and backward through the model for it, in a step on average."""
         return 0.0
@@ -387,6 +392,17 @@ class GuardRailSettings:
     def memory(self) -> RailMemory:
         """What a run has to keep for it."""
         return RailMemory()
+
+
+def has_retain_term(run: Sections) -> bool:
+    """Whether retain or neighbour texts have a part in the loss of the method's steps."""
+    return bool(run.method.retain_weight or run.method.neighbour_weight) and not run.method.alternates
+
+
+def separate_states(run: Sections) -> bool:
+    """Whether the retain gradient has an optimizer state of its own: where that is chosen and makes a difference."""
+    rail = run.guard_rail
+    return rail.optimizer_states == "separate" and rail.apply_to == "update" and has_retain_term(run)
 
 
 def rail_settings(kind: str) -> type[GuardRailSettings]:

@@ -274,9 +274,10 @@ class Unlearner:
         if method.sets_weights:
             values |= method.apply_step(context, number)
             context.adapter.scatter()
-            values["update_norm"] = (context.adapter.values.detach() - before).norm().item()
             if values.pop("end", 0):
                 verdict = Verdict("dial", f"{method.facts.label} has come to the end of its dial at step {number}.")
+        # Of the weights themselves, whatever has moved them: an alternating method does it twice.
+        values["update_norm"] = (context.adapter.values.detach() - before).norm().item()
         self.step_number = number
         measured = self.measure(number) if number % self.config.schedule.evaluate_every == 0 else {}
         values |= values_of(measured)

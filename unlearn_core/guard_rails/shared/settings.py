@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unlearn_core.guard_rails.base import Gauge, GuardRailSettings, Unused, knob
-from unlearn_core.settings.sections import Sections
+from unlearn_core.settings.sections import Sections, has_retain_term
 
 DRIFT = Gauge("drift", "Relative change of the trained parameters since the last refresh.", "%")
 
@@ -62,6 +62,12 @@ class RetainRowSettings(RetainSampleSettings):
         choices=("update", "gradient"),
         help="Whether the optimizer's update or (as published) the gradient is projected.",
     )
+    optimizer_states: str = knob(
+        "shared",
+        choices=("shared", "separate"),
+        help="Whether forget and retain gradient share one optimizer state, or have one each: then the update of the "
+        "forget gradient alone is projected.",
+    )
     unused: ClassVar[tuple[Unused, ...]] = (
         Unused(
             when=lambda run: rows_of(run).rows != "group",
@@ -77,6 +83,21 @@ class RetainRowSettings(RetainSampleSettings):
             when=lambda run: rows_of(run).refresh != "drift",
             fields=("guard_rail.drift",),
             because="Directions are refreshed by count.",
+        ),
+        Unused(
+            when=lambda run: run.guard_rail.apply_to != "update",
+            fields=("guard_rail.optimizer_states",),
+            because="Only where the update is projected.",
+        ),
+        Unused(
+            when=lambda run: run.method.alternates,
+            fields=("guard_rail.optimizer_states",),
+            because="The method's descent has an optimizer of its own.",
+        ),
+        Unused(
+            when=lambda run: not has_retain_term(run),
+            fields=("guard_rail.optimizer_states",),
+            because="The loss has no retain term.",
         ),
     )
 

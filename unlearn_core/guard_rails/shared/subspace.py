@@ -13,6 +13,10 @@ from torch import Tensor
 
 TOLERANCE = 1e-6  # of the largest eigenvalue of the Gram matrix: directions below it are rounding, and are dropped
 SMALLEST_NORM = 1e-12
+# Smallest quotient of the Gram matrix's eigenvalues that tells the condition number (up to 100) to five digits: the
+# matrix squares it, and its rows are rounded to single precision. Beyond, it is computed from the rows as they came.
+ACCURATE = 1e-4
+SLICE = 65_536  # columns of the rows that are in double precision at once
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class RetainSubspace:
     """`rows` (K, P) normalised gradients; `whitening.T @ rows` is an orthonormal basis of their span.
 
     `whitening` (K, rank) and `gram` (K, K), the rows' inner products, are float64 and stay on the CPU: they are tiny,
-    and not every device has double precision. `sizes`: rows of each refresh that is in it, the oldest first.
+    and not every device has double precision. `condition_number`: of all rows, those too that the basis leaves out as
+    nearly dependent. `sizes`: rows of each refresh that is in it, the oldest first.
     """
 
     rows: Tensor
@@ -49,7 +54,10 @@ class RetainSubspace:
         values, vectors = torch.linalg.eigh(gram)
         independent = values > TOLERANCE * values[-1]
         whitening = vectors[:, independent] / values[independent].sqrt()
-        condition = (values[-1] / values[independent][0]).sqrt().item()
+        if values[0] > ACCURATE * values[-1]:
+            condition = (values[-1] / values[0]).sqrt().item()
+        else:
+            condition = condition_number(rows[: len(rows) - sizes[-1]], gradients[usable])
         return cls(rows, whitening, condition, norms.median().item(), gram, sizes)
 
     def _followed_by(self, rows: Tensor, gram: Tensor, refreshes: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -93,6 +101,21 @@ class RetainSubspace:
         whitening, gram = (tensors[name].to("cpu", copy=True) for name in ("whitening", "gram"))
         rows, sizes = tensors["rows"].to(device, copy=True), tuple(tensors["sizes"].tolist())
         return cls(rows, whitening, condition, median, gram, sizes)
+
+
+def condition_number(*rows: Tensor) -> float:
+    """The condition number of all rows (K, P) together, each scaled to length 1: largest by smallest singular value.
+
+    By QR in double precision, slice after slice, so that nothing is squared and no copy is made of the rows; nothing
+    is cut off. At most 1 / eps (4.5e15), which double precision cannot tell from linear dependence.
+    """
+    triangle = torch.empty(0, sum(map(len, rows)), dtype=torch.float64)
+    for start in range(0, rows[0].shape[1], SLICE):
+        part = in_double(torch.cat([some[:, start : start + SLICE] for some in rows])).T
+        triangle = torch.linalg.qr(torch.cat([triangle.to(part.device), part]), mode="r").R
+    sizes = torch.linalg.svdvals(triangle.cpu() / triangle.cpu().norm(dim=0))
+    smallest = sizes[-1].item() if len(sizes) == triangle.shape[1] else 0.0  # fewer columns than rows: dependent
+    return float(sizes[0].item() / max(smallest, sizes[0].item() * torch.finfo(sizes.dtype).eps))
 
 
 def products(left: Tensor, right: Tensor) -> Tensor:
