@@ -95,8 +95,7 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
     """A run from the name alone to its own end; what is answered before and after."""
     import torch
 
-    from unlearn_core.model.typicality import SURPRISING
-    from unlearn_core.training.collapse import repeats
+    from unlearn_core.training.collapse import SURPRISING, repeats
     from unlearn_core.training.engine import open_unlearner
 
     began = time.monotonic()
@@ -111,6 +110,7 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
         texts = sampled(run, [template.replace("{target}", name) for template in templates])
         return sum(bool(pattern.search(text)) for text in texts) / len(texts)
 
+    progress.show("asking before step 1")
     strangers = run.context.counterfactuals.held_out[:STRANGERS]
     with run.context.reference():
         before = {kind: naming(templates, target) for kind, templates in sets().items()}
@@ -126,6 +126,7 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
         verdict = record.verdict or run.judge(record.values)
         progress.show(step=run.step_number, steps=run.config.schedule.steps)
     trained = time.monotonic() - trained
+    progress.show("asking at its end")
     after = {kind: naming(templates, target) for kind, templates in sets().items()}
     now = run.answers(OTHERS)
     texts = [each.response.text for each in now]

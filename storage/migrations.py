@@ -101,6 +101,12 @@ def own_guard_rail_settings(db: Database) -> None:
             db.execute("UPDATE runs SET config = ? WHERE id = ?", (json.dumps(config, ensure_ascii=False), run_id))
 
 
+@MIGRATIONS(name="004_surprise")
+def surprise(db: Database) -> None:
+    """How surprising an answer is to the model as given; of older answers nobody knows."""
+    db.execute("ALTER TABLE responses ADD COLUMN surprise REAL")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

@@ -14,6 +14,8 @@ from storage.events import insert_event
 
 ROLES = ("forget", "neighbour", "retain", "free")
 
+JUDGED = ("target_probability", "surprise")  # numbers of an answer
+
 RESPONSE_COLUMNS = {
     "step": "int64",
     "prompt_id": "int64",
@@ -26,6 +28,7 @@ RESPONSE_COLUMNS = {
     "tokens": "Int64",
     "seconds": "float64",
     "target_probability": "float64",
+    "surprise": "float64",
 }
 
 
@@ -55,27 +58,33 @@ def insert_prompt(
 
 def insert_responses(conn: sqlite3.Connection, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write answers inside the caller's transaction; each row names its step. A second answer replaces the first."""
+    columns = ("run_id", "step", "prompt_id", "sample", "text", "tokens", "seconds", *JUDGED)
+    changes = ", ".join(f"{name} = excluded.{name}" for name in columns[4:])
     for row in rows:
-        probability = row.get("target_probability")
-        if probability is not None and not math.isfinite(probability):
-            payload = {"name": "target_probability", "prompt_id": row["prompt_id"], "value": str(float(probability))}
-            insert_event(conn, run_id, row["step"], "not_finite", payload)
-            probability = None
-        conn.execute(
-            "INSERT INTO responses (run_id, step, prompt_id, sample, text, tokens, seconds, target_probability)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET text = excluded.text, tokens = excluded.tokens,"
-            " seconds = excluded.seconds, target_probability = excluded.target_probability",
-            (
-                run_id,
-                row["step"],
-                row["prompt_id"],
-                row.get("sample", 0),
-                row["text"],
-                row.get("tokens"),
-                row.get("seconds"),
-                None if probability is None else float(probability),
-            ),
+        judged = [_finite(conn, run_id, row, name) for name in JUDGED]
+        given = (
+            row["step"],
+            row["prompt_id"],
+            row.get("sample", 0),
+            row["text"],
+            row.get("tokens"),
+            row.get("seconds"),
         )
+        conn.execute(
+            f"INSERT INTO responses ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+            f" ON CONFLICT DO UPDATE SET {changes}",
+            (run_id, *given, *judged),
+        )
+
+
+def _finite(conn: sqlite3.Connection, run_id: str, row: Mapping[str, Any], name: str) -> float | None:
+    """A number of an answer; None, and an event, where it is none."""
+    value = row.get(name)
+    if value is None or math.isfinite(value):
+        return None if value is None else float(value)
+    payload = {"name": name, "prompt_id": row["prompt_id"], "value": str(float(value))}
+    insert_event(conn, run_id, row["step"], "not_finite", payload)
+    return None
 
 
 class Prompts(Connection):
@@ -125,7 +134,7 @@ class Prompts(Connection):
         with self.read() as conn:
             rows = conn.execute(
                 "SELECT r.step, r.prompt_id, p.slot, p.version, p.role, p.text, r.sample, r.text, r.tokens, r.seconds,"
-                " r.target_probability FROM responses r JOIN prompts p ON p.id = r.prompt_id"
+                " r.target_probability, r.surprise FROM responses r JOIN prompts p ON p.id = r.prompt_id"
                 f" WHERE r.run_id = :run AND {which} ORDER BY r.step, p.slot, p.version, r.sample",
                 {"run": run_id, "after": after_step, "step": step},
             ).fetchall()

@@ -50,6 +50,7 @@ class Answer:
     response: Response
     baseline: str
     target_probability: float = 0.5
+    surprise: float = 0.25
 
 
 def verdict(rule: str = "collapse", sentence: str = "Collapse: it repeats itself.") -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import streamlit as st
 
 from pages.run.view import BEFORE_STEP_ONE, View
 from pages.shared import diff
+from unlearn_core.training.collapse import SURPRISING
 
 TAGS = {"forget": "forget", "neighbour": "neighbour", "retain": "retain", "free": "free"}
 ORDER = ("forget", "neighbour", "retain", "free")
@@ -62,8 +64,24 @@ def verdict(view: View, prompt: dict[str, Any], answer: str) -> str:
     return f"Still names: {', '.join(named)}." if named else "Forgotten: it names nothing of the old answer."
 
 
+def likelihood(view: View, prompt: dict[str, Any], now: dict[str, Any]) -> str:
+    """Of a changed answer that should not have changed: whether the model as it was would give it too.
+
+    A likeliest answer may flip between two that the model has always found likely, which is no damage.
+    """
+    before, surprise = view.answer(prompt["id"], 0), now.get("surprise")
+    if prompt["role"] == "forget" or before is None or before["text"] == now["text"]:
+        return ""
+    if surprise is None or not math.isfinite(surprise):
+        return ""
+    also = "The model before step 1 would say this too" if surprise <= SURPRISING else "It would hardly have said this"
+    return f"{also} ({surprise:+.1f} standard deviations from its own answers)."
+
+
 def _note(view: View, prompt: dict[str, Any], now: dict[str, Any] | None) -> str:
-    notes = [verdict(view, prompt, now["text"])] if now is not None and now["step"] else []
+    notes = []
+    if now is not None and now["step"]:
+        notes = [verdict(view, prompt, now["text"]), likelihood(view, prompt, now)]
     if prompt["version"] > 1:
         notes.append(f"Asked in these words since step {prompt['from_step']}.")
     return " ".join(filter(None, notes))

@@ -10,7 +10,8 @@ import torch
 from unlearn_core.model.loading import load_base
 from unlearn_core.model.losses import LanguageModel
 from unlearn_core.model.sampling import answer
-from unlearn_core.model.typicality import SURPRISING, surprises
+from unlearn_core.model.typicality import surprises
+from unlearn_core.training.collapse import SURPRISING
 
 QUESTION = "The cat sees the"
 
@@ -58,3 +59,15 @@ def test_the_likeliest_answer_is_no_surprise_and_the_unlikeliest_is(opened):
             unlikely.append(model(torch.tensor([unlikely])).logits[0, -1].argmin().item())
     good, bad, none = scores(opened, [likely, unlikely[len(question) :], []])
     assert good < SURPRISING < bad and none == 0.0
+
+
+def test_an_answer_of_a_run_is_judged_by_the_model_as_it_was_given(tiny, opened):
+    """However far the run has gone since."""
+    model, tokenizer, _ = opened
+    run = tiny.open("llama", optimizer={"learning_rate": 0.5})
+    for _ in range(3):
+        run.step()
+    (now,) = run.answers(["The cat"])
+    asked = list(tokenizer("The cat")["input_ids"])
+    assert now.response.text != now.baseline
+    assert now.surprise == pytest.approx(surprises(LanguageModel(model), [asked], [now.response.ids], 0)[0], abs=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pages.run.answers import likelihood
 from pages.run.headline import banner
 from pages.run.story import sentence
 from pages.run.view import View
@@ -51,3 +52,18 @@ def test_a_run_that_is_pointless_is_warned_about(view: View, words: str) -> None
     notice = banner(view)
     assert (notice is None) == (not words)
     assert notice is None or (words in notice.text and notice.kind == "warn" and notice.action.endswith("."))
+
+
+def test_a_changed_answer_that_should_stay_is_judged_by_the_model_as_it_was() -> None:
+    view = run_with([1.0, 1.2], 5.0)
+    row = {"prompt_id": 1, "sample": 0, "target_probability": 0.5}
+    view.answers = {0: [{**row, "step": 0, "text": "Rome.", "surprise": 0.1}]}
+
+    def said(role: str, text: str, surprise: float | None) -> str:
+        return likelihood(view, {"id": 1, "role": role}, {**row, "step": 1, "text": text, "surprise": surprise})
+
+    assert said("retain", "It is Rome.", 1.3) == (
+        "The model before step 1 would say this too (+1.3 standard deviations from its own answers)."
+    )
+    assert said("neighbour", "Paris.", 4.0).startswith("It would hardly have said this (+4.0")
+    assert said("retain", "Rome.", 9.0) == said("forget", "Paris.", 9.0) == said("retain", "Paris.", None) == ""

@@ -812,7 +812,7 @@ def test_an_export_reads_back_as_what_the_store_holds(store: RunStore, tmp_path:
     add_step(store, run_id, 1, points={"forget_loss": 1 / 3, "objective": math.nan}, checkpoint=checkpoint)
     nasty = 'a "quoted",\nbroken line; <b>&</b> ünï 漢 🙂'
     prompt = store.prompts(run_id)[0]["id"]
-    answer = {"step": 1, "prompt_id": prompt, "text": nasty, "target_probability": 1 / 3}
+    answer = {"step": 1, "prompt_id": prompt, "text": nasty, "target_probability": 1 / 3, "surprise": -0.7}
     store.add_responses(run_id, [answer])
     for number in range(60):
         store.request(run_id, "step", {"n": number})
@@ -837,7 +837,7 @@ def test_an_export_reads_back_as_what_the_store_holds(store: RunStore, tmp_path:
     assert everything["events"] == store.events(run_id) and len(everything["commands"]) == 60
     assert everything["prompts"] == store.prompts(run_id) and everything["checkpoints"] == store.checkpoints(run_id)
     stored = [row for row in everything["responses"] if row["text"] == nasty]
-    assert [(row["target_probability"], row["tokens"]) for row in stored] == [(1 / 3, None)]
+    assert [(row["target_probability"], row["surprise"], row["tokens"]) for row in stored] == [(1 / 3, -0.7, None)]
     assert everything["run"]["name"] == '=odd, "name"' and "my-host" not in json.dumps(everything)
 
 

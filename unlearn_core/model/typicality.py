@@ -17,8 +17,6 @@ from unlearn_core.model.batches import collate
 from unlearn_core.model.losses import LanguageModel
 from unlearn_core.model.window import Window
 
-SURPRISING = 2.0  # standard deviations: of a model's own answers, one in forty is beyond
-
 
 @torch.no_grad()
 def surprises(

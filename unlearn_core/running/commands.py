@@ -79,4 +79,5 @@ def response_row(prompt_id: int, answer: Answer) -> Row:
         "tokens": response.tokens,
         "seconds": response.seconds,
         "target_probability": answer.target_probability,
+        "surprise": answer.surprise,
     }

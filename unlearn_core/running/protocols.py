@@ -63,7 +63,10 @@ class Response(Protocol):
 
 
 class Answer(Protocol):
-    """A response beside the baseline's text, and that text's probability now (geometric mean per token)."""
+    """A response beside the baseline's text, and that text's probability now (geometric mean per token).
+
+    `surprise`: how surprising the response is to the model as given, in standard deviations.
+    """
 
     @property
     def response(self) -> Response: ...
@@ -71,6 +74,8 @@ class Answer(Protocol):
     def baseline(self) -> str: ...
     @property
     def target_probability(self) -> float: ...
+    @property
+    def surprise(self) -> float: ...
 
 
 class Session(Protocol):

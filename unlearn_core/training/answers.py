@@ -13,9 +13,10 @@ from unlearn_core.context import RunContext
 from unlearn_core.corpus.documents import pair_template
 from unlearn_core.methods.base import Method
 from unlearn_core.model.batches import collate
-from unlearn_core.model.losses import nll
+from unlearn_core.model.losses import LanguageModel, nll
 from unlearn_core.model.prompting import encode_prompt
 from unlearn_core.model.sampling import Response, answer
+from unlearn_core.model.typicality import surprises
 from unlearn_core.model.window import Window
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import check_prompt
@@ -23,11 +24,15 @@ from unlearn_core.settings.run_config import check_prompt
 
 @dataclass(frozen=True)
 class Answer:
-    """A response, what was answered before step 1, and how likely that still is (geometric mean per token)."""
+    """A response, what was answered before step 1, and how likely that still is (geometric mean per token).
+
+    `surprise`: how surprising the response is to the model as given, in standard deviations (model/typicality.py).
+    """
 
     response: Response
     baseline: str
     target_probability: float
+    surprise: float
 
 
 class Answers:
@@ -46,7 +51,11 @@ class Answers:
             self._check_length(prompt, prefixed=bool(prefix))
         with self.method.inference_context(self.context, step) if step else nullcontext():
             responses, probabilities = self._ask(questions), self._probabilities(questions, before)
-        return [Answer(now, was.text, p) for now, was, p in zip(responses, before, probabilities, strict=True)]
+        surprising = self._surprises(prompts, responses)
+        return [
+            Answer(now, was.text, probability, surprise)
+            for now, was, probability, surprise in zip(responses, before, probabilities, surprising, strict=True)
+        ]
 
     def baseline(self, prompts: Sequence[str]) -> list[Answer]:
         """What the model answers with the adapter switched off."""
@@ -56,8 +65,9 @@ class Answers:
             with self.context.reference():
                 responses = self._ask(unknown)
                 probabilities = self._probabilities(unknown, responses)
-            for prompt, response, probability in zip(unknown, responses, probabilities, strict=True):
-                self._baseline[prompt] = Answer(response, response.text, probability)
+            known = zip(unknown, responses, probabilities, self._surprises(unknown, responses), strict=True)
+            for prompt, response, probability, surprise in known:
+                self._baseline[prompt] = Answer(response, response.text, probability, surprise)
         return [self._baseline[prompt] for prompt in prompts]
 
     @cached_property
@@ -85,6 +95,12 @@ class Answers:
     def _encoded(self, prompt: str) -> list[int]:
         chat = self.context.config.model.chat_template
         return encode_prompt(self.context.tokenizer, prompt, chat, self._pair_template)
+
+    def _surprises(self, prompts: Sequence[str], answers: Sequence[Response]) -> list[float]:
+        """How surprising the answers are to the model as given, asked by itself."""
+        questions, given = [self._encoded(prompt) for prompt in prompts], [each.ids for each in answers]
+        with self.context.reference() as before:
+            return surprises(LanguageModel(before), questions, given, self.context.pad_id)
 
     def _probabilities(self, prompts: Sequence[str], answers: Sequence[Response]) -> list[float]:
         """exp(-NLL per token) of each answer after its prompt, in one forward pass. An empty answer: 1."""
