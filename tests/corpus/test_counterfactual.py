@@ -259,6 +259,12 @@ def test_names_by_hand_are_drawn_from_the_list_alone():
     assert not {"Ana", "Bea", "Cleo"} & set(made.held_out), "judged by others than it is trained with"
 
 
+def test_where_nothing_has_the_target_s_shape_names_by_hand_are_judged_by_and_one_of_them_is_too_few():
+    assert maker("1984", TOKENIZERS["bytes"], stand_ins=["Ana", "Bea"]).held_out == ("Ana", "Bea")
+    with pytest.raises(ConfigError, match="data.stand_ins .* takes two"):
+        maker("1984", TOKENIZERS["bytes"], stand_ins=["Ana"])
+
+
 @pytest.mark.skipif(not (FULL / "tokenizer.json").exists(), reason="the bundled models are not built")
 @pytest.mark.parametrize("target", [TARGET, "Paris", "Marie Curie"])
 def test_every_window_of_the_bundled_corpus_has_a_twin_with_most_of_its_labels(target):

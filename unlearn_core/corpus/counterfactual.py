@@ -112,9 +112,13 @@ class Counterfactuals:
         try:
             return tuple(self._invented(HELD_OUT, "held out"))
         except ConfigError:
-            if not self.config.data.stand_ins:
+            given = self.config.data.stand_ins
+            if not given:
                 raise
-            return tuple(self.config.data.stand_ins)
+            if len(given) == 1:
+                reason, fix = "how far names are from one another takes two of them", "Add another name"
+                raise ConfigError(reason, field="data.stand_ins", value=given, fix=fix) from None
+            return given
 
     def names(self, count: int, seed: str) -> list[str]:
         """`count` stand-ins, the same for a seed: of those in the run file, or else invented; none is held out."""
