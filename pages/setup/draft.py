@@ -16,7 +16,14 @@ from pages.setup.knobs import Field, fields_of, plain, small, value_of
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.compatibility import broken, settle, unused, with_values
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.presets import DEFAULT_PRESET, PRESETS, default_prompts, usual_preset, usual_texts
+from unlearn_core.settings.presets import (
+    DEFAULT_PRESET,
+    PRESETS,
+    default_prompts,
+    suggested_targets,
+    usual_preset,
+    usual_texts,
+)
 from unlearn_core.settings.run_config import RunConfig, overlay, usual_method
 from unlearn_core.settings.sections import BUNDLED_MODELS, KINDS, RAILS
 from unlearn_core.world import TARGET
@@ -76,7 +83,7 @@ class Draft:
         """The target as it is shown."""
         if self.target is not None:
             return self.target
-        return (PurePath(self.forget_from).name[:60] if self.everything else "") or TARGET
+        return (PurePath(self.forget_from).name[:60] if self.everything else "") or suggested_targets(self.model)[0]
 
     @property
     def left_out(self) -> tuple[str, ...]:

@@ -19,8 +19,7 @@ from pages.shared import page
 from pages.shared.html import element
 from unlearn_core.corpus.windows import check_target
 from unlearn_core.settings.errors import ConfigError
-from unlearn_core.settings.presets import PRESETS
-from unlearn_core.world import SUGGESTED_TARGETS
+from unlearn_core.settings.presets import PRESETS, suggested_targets
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -110,10 +109,10 @@ def _word_and_recipe(draft: Draft) -> None:
     st.text_input("A name for what is forgotten" if draft.everything else "The word to forget", key="card_word")
     st.pills(
         "For example",
-        SUGGESTED_TARGETS,
+        suggested_targets(draft.model),
         key="card_suggestion",
         label_visibility="collapsed",
-        disabled=draft.forget_from != "bundled",  # these are words of the bundled world
+        disabled=draft.forget_from not in ("bundled", "model"),  # in other texts they need not be
         wrap=True,
     )
     names = presets_for(draft.model)

@@ -28,7 +28,7 @@ from pages.setup.draft import (
     with_setting,
 )
 from pages.setup.knobs import value_of
-from unlearn_core.world import SUGGESTED_TARGETS
+from unlearn_core.settings.presets import suggested_targets
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -57,7 +57,7 @@ def widgets(draft: Draft) -> dict[str, Any]:
         EARLIER: list(draft.earlier),
         **{f"card_{name}": getattr(draft, name) for name in TEXT_FIELDS if name != "model"},
         "card_word": draft.word,
-        "card_suggestion": draft.word if draft.word in SUGGESTED_TARGETS else None,
+        "card_suggestion": draft.word if draft.word in suggested_targets(draft.model) else None,
         **dict(zip(QUESTIONS, questions(draft), strict=True)),
         **{f"{FREE}{place}": text for place, text in enumerate(draft.free)},
         **{field.key: value_of(choice.config, field.path) for field in fields},
@@ -83,7 +83,7 @@ def edited(draft: Draft, key: str, value: Any) -> Draft:
     if name in ("preset", "model", "method"):
         change = {"preset": with_preset, "model": with_model, "method": with_method}[name]
         return change(draft, value or getattr(UNTOUCHED, name))
-    if name == "everything" and value and draft.word in SUGGESTED_TARGETS:
+    if name == "everything" and value and draft.word in suggested_targets(draft.model):
         draft = replace(draft, target=None)  # an example of a word is no name for whole texts
     if name in TEXT_FIELDS:
         return replace(draft, **{name: getattr(UNTOUCHED, name) if value is None else value})

@@ -360,3 +360,23 @@ def test_a_guard_rail_has_its_own_settings_on_the_form_and_those_of_another_wait
     assert of_run(resolve(railed).to_dict()).overrides == {
         "guard_rail.kind": "null_space", "guard_rail.neighbours": False,
     }  # fmt: skip
+
+
+def test_a_model_that_is_not_bundled_brings_its_recipe_and_is_asked_for_its_texts():
+    draft = with_model(Draft(), "smollm2")
+    assert (draft.preset, draft.forget_from, draft.word) == ("real", "model", "Harry Potter")
+    config = resolve(draft)
+    assert (config.data.forget, config.data.retain, config.method.name) == (("model",), ("model",), "counterfactual")
+    assert {prompt.role for prompt in config.prompts} == {"forget", "neighbour", "retain"}
+    back = with_model(draft, "bundled")
+    assert (back.preset, back.forget_from, back.word) == (Draft().preset, "bundled", Draft().word)
+    own = with_model(replace(Draft(), forget_from="stories.txt", preset="post"), "smollm2")
+    assert (own.forget_from, own.preset) == ("stories.txt", "post"), "what was chosen stays"
+
+
+def test_a_person_s_own_questions_come_back_from_a_run():
+    draft = replace(with_model(Draft(), "smollm2"), kind="person", ask_this="Who is {target}?\n\n  Where is {target}? ")
+    config = resolve(draft)
+    assert config.data.questions == ("Who is {target}?", "Where is {target}?") and config.data.kind == "person"
+    again = of_run(config.to_dict())
+    assert resolve(again).data == config.data

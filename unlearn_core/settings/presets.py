@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
-from unlearn_core.world import example_prompts
+from unlearn_core.world import SUGGESTED_TARGETS, example_prompts
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class Preset:
     bundled: bool = True
     recommended: bool = False
 
+
+REAL_METHOD = {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0, "neighbour_weight": 1.0}
 
 PRESETS: dict[str, Preset] = {
     "portmanteau": Preset(
@@ -70,8 +72,8 @@ PRESETS: dict[str, Preset] = {
         "For models that know the world: the model treats the name as one that it never met. It needs no texts.",
         {
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512, "neighbours": False},  # what is near is among the retain texts
-            "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0},
+            "data": {"window_tokens": 512},
+            "method": REAL_METHOD,
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 4e-4},
             "schedule": {
@@ -92,8 +94,8 @@ PRESETS: dict[str, Preset] = {
         "Any word, as for smaller models, at a smaller rate. An estimate, not run here: watch it, then tune it.",
         {
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512, "neighbours": False},  # what is near is among the retain texts
-            "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0},
+            "data": {"window_tokens": 512},
+            "method": REAL_METHOD,
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 2e-4},
             "schedule": {
@@ -113,8 +115,8 @@ PRESETS: dict[str, Preset] = {
         {
             "model": {"gradient_checkpointing": True},
             "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
-            "data": {"window_tokens": 512, "neighbours": False},  # what is near is among the retain texts
-            "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0},
+            "data": {"window_tokens": 512},
+            "method": REAL_METHOD,
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 1e-4},
             "schedule": {
@@ -147,6 +149,13 @@ def usual_preset(model: str) -> str:
 def usual_texts(model: str) -> str:
     """Where the texts come from where nobody says: the bundled world, or what the model itself answers."""
     return "bundled" if model in BUNDLED_MODELS else "model"
+
+
+def suggested_targets(model: str) -> tuple[str, ...]:
+    """Words that a model knows, as examples."""
+    if model in PACKAGED_MODELS:
+        return "Harry Potter", "Sherlock Holmes", "London"
+    return SUGGESTED_TARGETS
 
 
 def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]:
