@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import TARGET
+from unlearn_core.corpus import preview
 from unlearn_core.corpus.asking import answers as asking
 from unlearn_core.corpus.asking import questions
 from unlearn_core.corpus.preview import inspect
@@ -100,9 +101,12 @@ def test_answers_follow_from_the_seed_and_are_asked_for_once(tiny, chatty, tmp_p
         _ = Unlearner(RunConfig.from_dict(other), cache=tmp_path / "a").context.windows
 
 
-def test_each_answer_can_be_left_out_wherever_the_cache_lies(tiny, chatty, tmp_path):
-    given = settings(tiny, chatty)
+def test_each_answer_can_be_left_out_wherever_the_cache_lies(tiny, chatty, tmp_path, monkeypatch):
+    given, opened_models = settings(tiny, chatty), []
+    load = preview.load_model
+    monkeypatch.setattr(preview, "load_model", lambda *args, **more: opened_models.append(args) or load(*args, **more))
     facts = inspect(given, cache=tmp_path / "a")
+    assert len(opened_models) == 1, "for all that it is asked"
     assert len(facts["found"]) > 2
     one = facts["found"][0]["id"]
     assert one in {each["id"] for each in inspect(given, cache=tmp_path / "b")["found"]}

@@ -7,6 +7,7 @@ asked of which model with which seed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -249,7 +250,7 @@ def with_answers(
 ) -> DataSettings:
     """`config.data` with files of the model's answers where its sources say "model".
 
-    `ask` opens the model, and is called only where something is not in the cache; `report` may raise to end it.
+    `ask` opens the model, and is called at most once, where something is not in the cache; `report` may raise to end it.
     """
     data = config.data
     if MODEL not in (*data.forget, *data.retain):
@@ -258,7 +259,7 @@ def with_answers(
     settings = config.model
     mark = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights]
     given = json.dumps([mark, settings.source, settings.revision, settings.adapter, settings.earlier, settings.dtype])
-    answers = Answers(config, cache_folder(cache) / FOLDER, ask, given, report)
+    answers = Answers(config, cache_folder(cache) / FOLDER, functools.cache(ask), given, report)
     forget, retain = list(data.forget), list(data.retain)
     if MODEL in forget:
         forget[forget.index(MODEL)] = f"{ASKED}{answers.forget()}"
