@@ -250,7 +250,7 @@ def with_answers(
 ) -> DataSettings:
     """`config.data` with files of the model's answers where its sources say "model".
 
-    `ask` opens the model, and is called at most once, where something is not in the cache; `report` may raise to end it.
+    `ask` opens the model; it is called at most once, where something is not in the cache. `report` may raise to end it.
     """
     data = config.data
     if MODEL not in (*data.forget, *data.retain):
