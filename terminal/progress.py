@@ -57,14 +57,14 @@ class Reading:
     """How far texts have been read, on one line: bytes, hits, time left."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.line = ProgressLine(stream)
+        self.line, self.began = ProgressLine(stream), time.monotonic()
 
     def tell(self, progress: Progress) -> None:
+        if (time.monotonic() - self.began if progress.stage else progress.seconds) < 1:
+            return  # most texts are read before anybody could read a line about it
         if progress.stage:
             self.line.show(f"{progress.stage}  {progress.detail}".rstrip())
             return
-        if progress.seconds < 1:
-            return  # most texts are read before anybody could read a line about it
         total = f" of {size(progress.bytes_total)}" if progress.bytes_total else ""
         parts = [f"{size(progress.bytes_read)}{total} read", f"found {progress.hits:,} times"]
         if progress.seconds_left is not None:

@@ -112,8 +112,8 @@ def formulas(table: torch.Tensor, was: torch.Tensor, f, r) -> dict[str, tuple[di
 
 
 def mismatch(table: torch.Tensor, f, r, count: int) -> torch.Tensor:
-    """After each forget context another retain text: the next one in the batch at every turn."""
-    texts, means = [ids[first - 1 :] for ids, first in r], []
+    """After each forget context another retain text, from its first word on: the next one in the batch every turn."""
+    texts, means = [ids for ids, _ in r], []
     for turn in range(count):
         answers = [texts[(row + turn) % len(texts)] for row in range(len(f))]
         rows = [(*ids[:first], *answer) for (ids, first), answer in zip(f, answers, strict=True)]

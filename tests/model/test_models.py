@@ -127,7 +127,7 @@ def test_a_pickle_is_refused_unread_with_the_way_to_convert_it(tiny, model, tmp_
 
 
 def test_weights_for_another_program_are_refused(tiny, model):
-    (model / "model.safetensors").rename(model / "model.gguf")
+    (model / "model.safetensors").rename(model / "model.h5")
     assert "for another program" in refusal(tiny, model)
 
 

@@ -405,7 +405,7 @@ def test_the_slider_looks_back_and_stays_put(store: RunStore, hand: list[dict[st
     hand.append({"step": 2, "nonce": 0.5})
     at.run()
     at.run()
-    assert "Step 2: it still names Mary Poppins." in shown(at)
+    assert "Step 2: it still names Mary Poppins" in shown(at)
     store.append_step(run_id, 8, points={"forget_loss": 1.0})
     at.run()
     assert "Step 2: " in shown(at) and at.query_params["step"] == "2"

@@ -629,7 +629,8 @@ def with_one_more_migration(monkeypatch: pytest.MonkeyPatch) -> None:
     newer(name="001_tables")(migrations.tables)
     newer(name="002_command_codes")(migrations.command_codes)
     newer(name="003_own_guard_rail_settings")(migrations.own_guard_rail_settings)
-    newer(name="004_colour")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN colour TEXT"))
+    newer(name="004_surprise")(migrations.surprise)
+    newer(name="005_colour")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN colour TEXT"))
     monkeypatch.setattr(migrations, "MIGRATIONS", newer)
 
 
@@ -647,14 +648,14 @@ def test_an_older_store_is_copied_then_migrated_and_a_newer_one_opens_for_readin
         migrated.close()
         RunStore(tmp_path).close()  # nothing left to migrate: no second copy
     copies = list(tmp_path.glob("*backup*"))
-    assert [copy.name for copy in copies] == ["lethe-backup-003.db"]
+    assert [copy.name for copy in copies] == ["lethe-backup-004.db"]
     with sqlite3.connect(copies[0]) as copy:
         assert copy.execute("SELECT id FROM runs").fetchall() == [(run_id,)]
         assert "colour" not in [row[1] for row in copy.execute("PRAGMA table_info(runs)")]
     copy.close()
 
     newer = RunStore(tmp_path)
-    assert newer.read_only and newer.notice is not None and "004_colour" in newer.notice
+    assert newer.read_only and newer.notice is not None and "005_colour" in newer.notice
     assert picture(newer, run_id)["points"] == before["points"]
     version = newer.data_version()
     with contextlib.closing(sqlite3.connect(tmp_path / "lethe.db")) as other, other:
@@ -683,7 +684,8 @@ def test_a_store_of_the_first_version_is_backed_up_migrated_and_keeps_everything
     assert not store.read_only and store.notice is None
     with store.read() as conn:
         for table, rows in tables.items():
-            columns = [column[1] for column in conn.execute(f"PRAGMA table_info({table})") if column[1] != "code"]
+            known = [column[1] for column in conn.execute(f"PRAGMA table_info({table})")]
+            columns = [name for name in known if name not in ("code", "surprise")]
             assert rows and conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall() == rows, table
     commands = store.commands("0badcafe")
     assert [(row["kind"], row["code"]) for row in commands] == [("pause", None), ("dance", None), ("resume", None)]
@@ -718,7 +720,8 @@ def test_a_run_from_when_every_config_named_the_settings_of_all_guard_rails_can_
     store.close()
     migrated = RunStore(tmp_path)
     stored = (migrated.run(run_id) or {})["config"]
-    assert stored == config.to_dict() and RunConfig.from_dict(stored) == config
+    assert stored == config.to_dict() | {"guard_rail": {"kind": kind, **expected}}  # later settings: their defaults
+    assert RunConfig.from_dict(stored) == config
     assert resolve(of_run(stored)).guard_rail == config.guard_rail
     migrated.close()
 

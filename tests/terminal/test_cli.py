@@ -246,10 +246,10 @@ def test_reading_tells_bytes_hits_and_the_time_left() -> None:
 
     stream = StringIO()
     told = {"bytes_read": 412_000_000, "bytes_total": 5_000_000_000, "hits": 1234, "seconds": 4.0, "seconds_left": 65.0}
-    Reading(stream).tell(SimpleNamespace(**told))
+    Reading(stream).tell(SimpleNamespace(**told, stage="", detail=""))
     assert stream.getvalue() == "412 MB of 5.00 GB read  found 1,234 times  1 min 5 s left\n"
     unknown = StringIO()
-    Reading(unknown).tell(SimpleNamespace(**{**told, "bytes_total": 0, "seconds_left": None}))
+    Reading(unknown).tell(SimpleNamespace(**{**told, "bytes_total": 0, "seconds_left": None}, stage="", detail=""))
     assert unknown.getvalue() == "412 MB read  found 1,234 times\n"
 
 
@@ -434,7 +434,7 @@ def test_a_guard_ends_the_command_but_not_the_run_which_resume_through_brings_to
     done = cli("run", run_file, *eager, "--home", tmp_path)
     run = reach(tmp_path, 0)
     assert (done.returncode, run["status"], run["lease_owner"]) == (0, "paused", None)
-    assert "the budget is" in done.stdout and f"python cli.py resume {run['id']}" in done.stdout
+    assert "its budget is" in done.stdout and f"python cli.py resume {run['id']}" in done.stdout
     done = cli("resume", "eager", "--through", "--home", tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "finished"

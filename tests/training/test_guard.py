@@ -115,12 +115,17 @@ def test_the_published_run_is_called_a_collapse_between_its_steps_10_and_20():
     assert fired and 10 < fired[0] <= 20
 
 
-@given(guessing=st.floats(2.0, 12.0), level=st.floats(2.0, 12.0), times=st.floats(0.9, 1.2))
-def test_collapse_begins_a_twentieth_beyond_the_worse_of_guessing_and_never_having_seen(guessing, level, times):
+@given(
+    guessing=st.floats(2.0, 12.0), level=st.floats(2.0, 12.0), times=st.floats(0.9, 2.2), damaged=st.booleans()
+)  # fmt: skip
+def test_collapse_begins_beyond_the_worse_of_guessing_and_never_having_seen(guessing, level, times, damaged):
+    """A twentieth beyond where other text is damaged, else at twice that."""
+    limit = 1.05 if damaged else 2.0
     watched = Guard(GuardSettings(forgotten_enough=False), BASELINE, level, "x", guessing)
-    verdict = watched.judge({**FINE, "forget_loss": times * max(guessing, level)})
-    if abs(times - 1.05) > 1e-9:
-        assert (verdict is not None and verdict.rule == "collapse") is (times > 1.05)
+    values = {**FINE, "holdout_loss": BASELINE["holdout_loss"] * (1.1 if damaged else 1.0)}
+    verdict = watched.judge({**values, "forget_loss": times * max(guessing, level)})
+    if abs(times - limit) > 1e-9:
+        assert (verdict is not None and verdict.rule == "collapse") is (times > limit)
 
 
 @given(

@@ -85,9 +85,13 @@ def _convert_beside(path: Path, folder: Path, source: str, report: Report) -> No
         for reader in readers:
             reader.start()
         try:
-            while process.poll() is None:
-                report(STAGE, lines[-1] if lines else path.name)
+            known = 0
+            while readers[0].is_alive() or known < len(lines):
+                for line in lines[known:] or [*lines[-1:], path.name][:1]:
+                    report(STAGE, line)
+                known = len(lines)
                 readers[0].join(POLL_SECONDS)
+            process.wait()
         finally:
             process.kill()
     readers[0].join()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 if TYPE_CHECKING:
     from unlearn_core.model.batches import Tokens
@@ -47,6 +48,8 @@ def predictions_of(model: nn.Module, ids: Tensor, mask: Tensor, chosen: Tensor) 
 def large_vocabulary(model: nn.Module) -> bool:
     """Whether leaving out logits pays, and the architecture can."""
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return False
     return base.config.get_text_config().vocab_size >= LARGE_VOCABULARY and _can_leave_out(type(base).forward)
 
 

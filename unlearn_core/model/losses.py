@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn_core.model.batches import Batch, Tokens
-from unlearn_core.model.logits import by_group, predictions_of, together
+from unlearn_core.model.logits import by_group, large_vocabulary, predictions, predictions_of, together
 
 # Within it, the model as it was before step 1: what `Reference` is when it is called.
 ReferenceModel = Callable[[], AbstractContextManager[Any]]
@@ -84,9 +84,14 @@ def nll(model: nn.Module, tokens: Tokens) -> NLL:
     groups = []
     for ids, mask, labels in by_group(tokens):
         chosen = labels != -100
-        logits = predictions_of(model, ids, mask, chosen).float()
-        losses = nn.functional.cross_entropy(logits, labels[chosen], reduction="none")
-        groups.append(torch.zeros(chosen.shape, device=losses.device).masked_scatter(chosen, losses))
+        if large_vocabulary(model):
+            logits = predictions_of(model, ids, mask, chosen).float()
+            losses = nn.functional.cross_entropy(logits, labels[chosen], reduction="none")
+            groups.append(torch.zeros(chosen.shape, device=losses.device).masked_scatter(chosen, losses))
+        else:  # without a copy of the logits, which would be the larger cost
+            logits = predictions(model, ids, mask).flatten(0, 1).float()
+            losses = nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=-100, reduction="none")
+            groups.append(losses.view(labels.shape))
     count = (tokens.labels[:, 1:] != -100).sum(1).clamp(min=1)
     return NLL(together(tokens, groups), count)
 

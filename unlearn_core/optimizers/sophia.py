@@ -58,8 +58,10 @@ class Sophia(torch.optim.Optimizer):
                 hessian = state.setdefault("hessian", torch.zeros_like(values))
                 self._gather(momentum, hessian, values.grad, group["betas"])
                 ratio = momentum.abs() / (group["rho"] * hessian + SMALLEST)
-                moving = momentum != 0  # an entry that never had a gradient has nothing to clip
-                self.unclipped_share = int(((ratio < 1) & moving).sum()) / max(1, int(moving.sum()))
+                # An entry that never had a gradient has nothing to clip; its ratio is 0.
+                moving = int(torch.count_nonzero(momentum))
+                idle = ratio.numel() - moving
+                self.unclipped_share = (int(torch.count_nonzero(ratio < 1)) - idle) / max(1, moving)
                 values.mul_(1 - group["lr"] * group["weight_decay"])
                 values.sub_(group["lr"] * momentum.sign() * ratio.clamp(max=1))
 
