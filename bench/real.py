@@ -166,7 +166,7 @@ def sampled(run: Any, questions: Sequence[str]) -> list[str]:
     """Answers at temperature 1 of the model as it stands, the same for the same model."""
     import torch
 
-    from unlearn_core.corpus.asking.answers import NUCLEUS
+    from unlearn_core.corpus.asking.answers import CUTOFF
     from unlearn_core.model.sampling import answer as answers
 
     context = run.context
@@ -174,7 +174,7 @@ def sampled(run: Any, questions: Sequence[str]) -> list[str]:
         torch.manual_seed(0)
         responses = answers(
             context.model, context.tokenizer, [question for question in questions for _ in range(SAMPLES)], TOKENS,
-            limit=context.loaded.limit, temperature=1.0, nucleus=NUCLEUS,
+            limit=context.loaded.limit, temperature=1.0, cutoff=CUTOFF,
         )  # fmt: skip
     return [response.text for response in responses]
 

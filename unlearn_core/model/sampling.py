@@ -49,13 +49,13 @@ def answer(
     limit: int | None = None,
     chat: bool = True,
     temperature: float = 0.0,
-    nucleus: float = 1.0,
+    cutoff: float = 0.0,
     pair_template: str = "",
 ) -> list[Response]:
     """The greedy continuation of every prompt, dropout off, in batches of `batch_size`.
 
-    With a `temperature`, one is drawn from the model's own distribution instead, by torch's random state; `nucleus`:
-    each token from the likeliest that have this share of the probability together (top-p).
+    With a `temperature`, one is drawn from the model's own distribution instead, by torch's random state, without
+    the tokens that are less likely than `cutoff` (epsilon sampling, Hewitt et al. 2022, arXiv 2210.15191: no sorting).
 
     Left padding, no attention on it and its own positions: an answer does not depend on the other prompts of its batch
     (up to rounding). The text is raw: only special tokens and the newline after the question are removed.
@@ -74,7 +74,7 @@ def answer(
             for start in range(0, len(places), batch_size):
                 part = places[start : start + batch_size]
                 asked = [rows[place] for place in part]
-                answers = continuations(model, tokenizer, asked, longest, temperature, nucleus, around)
+                answers = continuations(model, tokenizer, asked, longest, temperature, cutoff, around)
                 responses.update(zip(part, answers, strict=True))
     finally:
         model.train(was_training)
@@ -87,11 +87,11 @@ def continuations(
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     temperature: float = 0.0,
-    nucleus: float = 1.0,
+    cutoff: float = 0.0,
     pair_template: str = "",
 ) -> list[Response]:
     """The answers to one batch of tokenized questions, without what the template has around answers."""
-    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": nucleus}
+    drawn = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "epsilon_cutoff": cutoff}
     began = time.perf_counter()
     ids, mask = pad_left(rows, tokenizer.pad_token_id)
     ends = ends_of(model, tokenizer)

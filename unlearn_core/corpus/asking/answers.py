@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the files; another number makes old ones unread
 FOLDER = "asked"  # of the cache
 STAGE = "asking the model"
-TOKENS = 64  # of an answer at most
-NUCLEUS = 0.9  # share of the probability from which its tokens are drawn (top-p)
+TOKENS = 48  # of an answer at most
+CUTOFF = 0.02  # a token that is less likely is not drawn
 BATCH = 32  # questions that are answered together
 NAMES_NEAR = 12  # things near the target that are asked about: those that its answers name most often
 WORD = r"(?:(?:[A-Z]\.)+|[A-Z][\w'’-]*\w)"
@@ -85,7 +85,7 @@ class Asker:
                 report(start)
                 some = prompts[start : start + BATCH]
                 answers += answer(
-                    model, self.tokenizer, some, TOKENS, BATCH, self.limit, self.chat, temperature=1.0, nucleus=NUCLEUS
+                    model, self.tokenizer, some, TOKENS, BATCH, self.limit, self.chat, temperature=1.0, cutoff=CUTOFF
                 )
         return answers
 
