@@ -36,5 +36,5 @@ def test_a_real_model_forgets_harry_potter_from_the_name_alone(tmp_path):
     assert row["verdict"] == "forgotten_enough" and row["kl"] < row["kl_before"] / 2
     assert row["paraphrased_before"] > 0.15 and row["paraphrased_after"] < row["paraphrased_before"] / 3
     assert row["other_kinds_after"] <= row["other_kinds_before"]
-    assert row["would_say"] >= 0.9 * row["others"] and row["holdout"] < 0.05
+    assert row["would_say"] >= 0.9 * row["others"] and row["holdout"] < 0.1
     assert row["repeats"] <= row["repeats_before"] + 2
