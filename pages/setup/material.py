@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from storage import RunStore
 
 RECENT = 8
-KIND_NAMES = {"auto": "as it says", "person": "a person", "place": "a place", "work": "a work", "word": "a word"}
+KIND_NAMES = {"auto": "the model says", "person": "a person", "place": "a place", "work": "a work", "word": "a word"}
 MATCHES = {"literal": "as it is written", "regex": "as a pattern"}
 
 
