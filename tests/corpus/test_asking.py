@@ -22,14 +22,14 @@ TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-FEW = ("What is a lake?", "Why is the sky blue?", "Who was Homer?", "How do bees live?", "What is a map?")
+FEW = {chat: questions.general(chat)[:40] for chat in (True, False)}
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
     """Few and short answers."""
     monkeypatch.setattr(asking, "TOKENS", 12)
-    monkeypatch.setattr(questions, "general", lambda chat: FEW * 3)
+    monkeypatch.setattr(questions, "general", FEW.__getitem__)
 
 
 @pytest.fixture(scope="module")
