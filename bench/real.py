@@ -118,8 +118,6 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
             kind: sum(naming(templates, name) for name in strangers) / len(strangers)
             for kind, templates in sets().items()
         }
-        greedy_before = greedy(run, [template.replace("{target}", target) for template in SHOWN])
-    others_before = run.baseline_answers(OTHERS)
     verdict, trained = None, time.monotonic()
     while run.step_number < run.config.schedule.steps and not verdict:
         record = run.step()
@@ -128,9 +126,8 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
     trained = time.monotonic() - trained
     progress.show("asking at its end")
     after = {kind: naming(templates, target) for kind, templates in sets().items()}
-    now = run.answers(OTHERS)
-    texts = [each.response.text for each in now]
-    scores = surprising(run, [each.response.ids for each in now])
+    others = run.answers(OTHERS)
+    shown = run.answers([template.replace("{target}", target) for template in SHOWN])
     losses = run.measure(run.step_number)
     return {
         "step": run.step_number,
@@ -142,15 +139,17 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
         **{f"{kind}_after": share for kind, share in after.items()},
         **{f"{kind}_stranger": share for kind, share in of_strangers.items()},
         "others": len(OTHERS),
-        "same": sum(text == was.response.text for text, was in zip(texts, others_before, strict=True)),
-        "would_say": sum(score <= SURPRISING for score in scores),
-        "hardly": [[q, t, round(s, 1)] for q, t, s in zip(OTHERS, texts, scores, strict=True) if s > SURPRISING],
-        "repeats": sum(map(repeats, texts)),
-        "repeats_before": sum(repeats(each.response.text) for each in others_before),
+        "same": sum(each.response.text == each.baseline for each in others),
+        "would_say": sum(each.surprise <= SURPRISING for each in others),
+        "hardly": [
+            [question, each.response.text, round(each.surprise, 1)]
+            for question, each in zip(OTHERS, others, strict=True)
+            if each.surprise > SURPRISING
+        ],
+        "repeats": sum(repeats(each.response.text) for each in others),
+        "repeats_before": sum(repeats(each.baseline) for each in others),
         "holdout": losses["holdout_loss"].value / start["holdout_loss"] - 1,
-        "examples": list(
-            zip(SHOWN, greedy_before, greedy(run, [t.replace("{target}", target) for t in SHOWN]), strict=True)
-        ),
+        "examples": [[q, each.baseline, each.response.text] for q, each in zip(SHOWN, shown, strict=True)],
         "asking_seconds": asked - began,
         "training_seconds": trained,
         "seconds": time.monotonic() - began,
@@ -177,27 +176,6 @@ def sampled(run: Any, questions: Sequence[str]) -> list[str]:
             limit=context.loaded.limit, temperature=1.0, cutoff=CUTOFF,
         )  # fmt: skip
     return [response.text for response in responses]
-
-
-def greedy(run: Any, questions: Sequence[str]) -> list[str]:
-    """The likeliest answers of the model as it stands."""
-    from unlearn_core.model.sampling import answer as answers
-
-    context = run.context
-    responses = answers(context.model, context.tokenizer, questions, TOKENS, limit=context.loaded.limit)
-    return [response.text for response in responses]
-
-
-def surprising(run: Any, answers: Sequence[Sequence[int]]) -> list[float]:
-    """How surprising the model as given finds the answers to the other questions."""
-    from unlearn_core.model.losses import LanguageModel
-    from unlearn_core.model.prompting import encode_prompt
-    from unlearn_core.model.typicality import surprises
-
-    context = run.context
-    questions = [encode_prompt(context.tokenizer, question) for question in OTHERS]
-    with context.reference() as model:
-        return surprises(LanguageModel(model), questions, answers, context.pad_id)
 
 
 # --------------------------------------------------------------------------------------------------- what is printed
@@ -241,9 +219,9 @@ def report(rows: Sequence[Row]) -> Report:
         if row["seed"] == 0
         for question, before, after in row["examples"]
     ]
-    kept = tuple(known(**{name: value for name, value in row.items() if name != "examples"}) for row in rows)
+    figures = tuple(known(**{name: value for name, value in row.items() if name != "examples"}) for row in rows)
     return Report(
-        tables=(Table(columns, kept), Table(words, tuple(examples), "The likeliest answers, seed 0:")),
+        tables=(Table(columns, figures), Table(words, tuple(examples), "The likeliest answers, seed 0:")),
         runs=f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}",
         **measured_on(rows),
     )

@@ -242,7 +242,8 @@ def capitalized(text: str) -> set[str]:
 
 def begins_sentence(text: str, start: int) -> bool:
     """Whether a sentence, a line or a quotation begins there."""
-    return not text[:start].rstrip(" \"'“‘(*") or text[:start].rstrip(" \"'“‘(*")[-1] in ".!?:\n"
+    before = text[:start].rstrip(" \"'“‘(*")
+    return not before or before[-1] in ".!?:\n"
 
 
 def with_answers(
