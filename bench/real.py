@@ -93,14 +93,11 @@ def main(args: argparse.Namespace) -> int:
 
 def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
     """A run from the name alone to its own end; what is answered before and after."""
-    import torch
-
     from unlearn_core.training.collapse import SURPRISING, repeats
     from unlearn_core.training.engine import open_unlearner
 
     began = time.monotonic()
     run = open_unlearner(case.config, progress.report, cache)
-    torch.set_num_threads(torch.get_num_threads() + 1)  # nobody looks at a page meanwhile
     run.read_texts()
     asked, start = time.monotonic(), run.measure_baseline().values
     target = run.config.data.target

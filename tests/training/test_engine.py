@@ -202,6 +202,15 @@ def test_every_window_is_seen_once_before_any_is_seen_twice_and_each_time_round_
     assert run.context.draw("forget", run.context.windows.forget[:1], 5, 3) == [run.context.windows.forget[0]] * 3
 
 
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_retain_and_neighbour_windows_of_a_step_are_as_many_as_asked_for_or_as_the_forget_windows(tiny, rows):
+    weights = {"name": "counterfactual", "retain_weight": 1.0, "neighbour_weight": 1.0}
+    run = tiny.open(method=weights, schedule={"batch_size": 3, "retain_batch_size": rows})
+    batch = run.draws.batch(1)
+    assert len(batch.forget.windows) == 3
+    assert len(batch.retain.windows) == len(batch.neighbour.windows) == (rows or 3)
+
+
 def test_nll_is_the_model_s_own_loss(tiny):
     for kind in ("gptj", "llama"):
         run = tiny.open(kind)

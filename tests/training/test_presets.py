@@ -28,12 +28,12 @@ def to_its_end(config) -> tuple[Unlearner, dict[str, float]]:
     return run, baseline
 
 
-def test_the_default_recipe_forgets_ends_by_itself_and_stays_for_100_further_steps():
+def test_the_default_recipe_forgets_ends_by_itself_and_stays_for_200_further_steps():
     run, baseline = to_its_end(RunConfig.from_dict({}))
     end = run.step_number
     assert end <= 50 and "forgotten_enough" in run.guard.spoken
     run.config = replace(run.config, schedule=replace(run.config.schedule, evaluate_every=1000))  # measured below
-    for step in (end, end + 100):
+    for step in (end, end + 200):
         while run.step_number < step:
             run.step()
         now = second_act(run.context.model, run.context.tokenizer)

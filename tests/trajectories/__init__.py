@@ -14,7 +14,7 @@ from typing import Any
 
 PINNED = Path(__file__).with_name("pinned.json")
 STEPS = 12
-SMALL = {"schedule": {"batch_size": 2, "evaluate_every": 4}}
+SMALL = {"schedule": {"batch_size": 2, "retain_batch_size": 0, "evaluate_every": 4}}
 SAMPLES = {"samples": 32}  # windows of each set that importances are estimated on, of 256: each costs a pass and back
 
 GUARD_RAILS: dict[str, dict[str, Any]] = {

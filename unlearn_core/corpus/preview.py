@@ -181,9 +181,9 @@ def tokens_of_a_step(config: RunConfig, windows: Windows) -> dict[str, float]:
 
     schedule = config.schedule
     weights = {"retain": config.method.retain_weight, "neighbour": config.method.neighbour_weight}
-    sets = [windows.forget] * config.method.forget_passes if config.method.facts.trains else []
-    sets += [*(getattr(windows, name) for name, weight in weights.items() if weight)]
-    trained = schedule.batch_size * sum(map(mean, sets))
+    forget_passes = config.method.forget_passes if config.method.facts.trains else 0
+    trained = schedule.batch_size * forget_passes * mean(windows.forget)
+    trained += schedule.retain_rows * sum(mean(getattr(windows, name)) for name, weight in weights.items() if weight)
     trained += config.guard_rail.samples_per_step * mean(windows.retain)
     every = {name: getattr(windows, name) for name in EVALUATED}
     measured = sum(min(EVALUATED[name], len(of_set)) * mean(of_set) for name, of_set in every.items())

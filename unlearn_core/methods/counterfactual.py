@@ -49,8 +49,15 @@ class Counterfactual(Method):
             "method": {"name": "counterfactual", "retain_weight": 3.0, "neighbour_weight": 1.5},
             "guard_rail": {"kind": "none"},
             "optimizer": {"learning_rate": 8e-4},
-            "schedule": {"steps": 60, "batch_size": 8, "warmup": 10, "sample_every": 2, "evaluate_every": 2},
-        },
+            "schedule": {
+                "steps": 60,
+                "batch_size": 8,
+                "retain_batch_size": 4,
+                "warmup": 10,
+                "sample_every": 2,
+                "evaluate_every": 2,
+            },
+        },  # fmt: skip
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

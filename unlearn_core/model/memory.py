@@ -213,7 +213,7 @@ def plan_of(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: Length
 
     weights = {"retain": method.retain_weight, "neighbour": method.neighbour_weight}
     step = method.forget_passes * most("forget", schedule.batch_size)
-    step += sum(most(name, schedule.batch_size) for name, weight in weights.items() if weight)
+    step += sum(most(name, schedule.retain_rows) for name, weight in weights.items() if weight)
     row = most("retain", rail_memory.row_samples) if rail_memory.rows else 0  # samples behind one direction, together
     return Plan(
         bytes_per_weight=dtype.itemsize,

@@ -186,13 +186,21 @@ class OptimizerSettings:
 @dataclass(frozen=True)
 class ScheduleSettings:
     steps: int = knob(120, 1, 1_000_000, "Steps of the whole run.")
-    batch_size: int = knob(2, 1, 1024, "Forget windows in a step, and as many retain windows.")
+    batch_size: int = knob(2, 1, 1024, "Forget windows in a step.")
+    retain_batch_size: int = knob(
+        0, 0, 1024, "Retain windows in a step, and as many neighbour windows; 0 = as many as forget windows."
+    )
     decay: str = knob("constant", choices=("constant", "linear"), help="Learning rate after the warm-up.")
     warmup: int = knob(0, 0, 100_000, "Steps over which the learning rate rises from 0.")
     sample_every: int = knob(1, 1, 100_000, "Steps between answers to the prompts (each with an adapter checkpoint).")
     evaluate_every: int = knob(1, 1, 100_000, "Steps between measurements on the evaluation windows.")
     checkpoint_every: int = knob(25, 1, 100_000, "Steps between checkpoints of the whole state.")
     answer_tokens: int = knob(80, 1, 4096, "Longest answer, in tokens.")
+
+    @property
+    def retain_rows(self) -> int:
+        """Windows of the retain set, and of the neighbour set, in a step."""
+        return self.retain_batch_size or self.batch_size
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,9 @@ class Draws:
         if not windows:
             return None
         context = self.context
-        drawn = context.draw(name, windows, step, context.config.schedule.batch_size)
-        return collate(drawn, context.pad_id, context.device)
+        schedule = context.config.schedule
+        rows = schedule.batch_size if name == "forget" else schedule.retain_rows
+        return collate(context.draw(name, windows, step, rows), context.pad_id, context.device)
 
     @cached_property
     def forget_windows(self) -> Sequence[Window]:

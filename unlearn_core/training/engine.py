@@ -380,7 +380,12 @@ class Unlearner:
 
 
 def open_unlearner(config: Mapping[str, Any], report: Report, cache: Path | None = None) -> Unlearner:
-    """Opens the run of a config for the worker; one core is left free for the page."""
+    """Opens the run of a config for the worker.
+
+    It computes on all cores but one, which is the page's; of two on both, since the page needs little of it.
+    """
     transformers.utils.logging.disable_progress_bar()  # a bar for every loading and saving says nothing
-    torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+    # Not those of the machine: a container may have fewer.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(cores - 1, min(cores, 2)))
     return Unlearner(RunConfig.from_dict(config), report, cache=cache)

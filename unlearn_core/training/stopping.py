@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from unlearn_core.training.collapse import BEYOND, is_beyond, repeats
 
 STAND_IN_KL = METRICS["stand_in_kl"].point("forget")
 UNKNOWN = 1.5  # times as far from stand-ins as one of them is from the others: below, the target is one of them
+SETTLED_STEPS = 8  # for which KL from stand-ins is at its level: the first time may be one measurement's luck
 PLATEAU_STEPS, PLATEAU = 12, 0.95  # steps in which KL from stand-ins has not fallen below this share of its lowest
 
 
@@ -99,13 +101,18 @@ class Guard:
 
     def _as_a_stand_in(self) -> str:
         """Whether the target is treated as an invented name is, or comes no nearer to that any more."""
-        assert self.stand_in_level is not None
+        level = self.stand_in_level
+        assert level is not None
         step, now = self.course[-1]
-        aim = f"{self.stand_in_level:.3f}, as far as one invented name is from others"
-        if self.baseline.get(STAND_IN_KL, math.inf) < UNKNOWN * self.stand_in_level:
+        aim = f"{level:.3f}, as far as one invented name is from others"
+        if self.baseline.get(STAND_IN_KL, math.inf) < UNKNOWN * level:
             return f"This model did not know the target to begin with: it treats it as a word it never met ({aim})."
-        if now <= self.stand_in_level:
-            return f"Forgotten: the model treats the target as a word it never met (KL {now:.3f}; {aim})."
+        settled = list(itertools.takewhile(lambda point: point[1] <= level, reversed(self.course)))
+        if settled and step - settled[-1][0] >= SETTLED_STEPS:
+            return (
+                f"Forgotten: for {step - settled[-1][0]} steps the model has treated the target as a word it never met "
+                f"(KL {now:.3f}; {aim})."
+            )
         before = [value for at, value in self.course if at <= step - PLATEAU_STEPS]
         lately = [value for at, value in self.course if at > step - PLATEAU_STEPS]
         if before and min(lately) > PLATEAU * min(before):
