@@ -260,11 +260,11 @@ def bench(args: argparse.Namespace) -> int:
     from bench import machine
 
     if args.only and args.part not in ("methods", "words", "real"):
-        raise BadInput("--only names methods or words; it goes with `bench methods` and `bench words`.")
+        raise BadInput("--only names methods or words; it goes with `bench methods`, `bench words` and `bench real`.")
     if args.part in (None, *machine.PARTS):
         if args.set or args.again or (args.docs and args.part):
             raise BadInput(
-                "--set, --again and --docs go with methods, words, rails, as_run or gpu (--docs also with no part)."
+                "--set, --again and --docs go with methods, words, real, rails, as_run, gpu (--docs also with no part)."
             )
         return machine.main(args.json, args.part, args.docs)
     return int(importlib.import_module(f"bench.{args.part}").main(args))

@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> int:
 
 def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
     """A run from the name alone to its own end; what is answered before and after."""
-    from unlearn_core.training.collapse import SURPRISING, repeats
+    from unlearn_core.training.collapse import DRAWN, SURPRISING, repeats
     from unlearn_core.training.engine import open_unlearner
 
     began = time.monotonic()
@@ -123,7 +123,7 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
     trained = time.monotonic() - trained
     progress.show("asking at its end")
     after = {kind: naming(templates, target) for kind, templates in sets().items()}
-    others = run.answers(OTHERS)
+    others = run.answers(OTHERS, keep=OTHERS)
     shown = run.answers([template.replace("{target}", target) for template in SHOWN])
     losses = run.measure(run.step_number)
     return {
@@ -138,6 +138,8 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
         "others": len(OTHERS),
         "same": sum(each.response.text == each.baseline for each in others),
         "would_say": sum(each.surprise <= SURPRISING for each in others),
+        "drawn": DRAWN * sum(each.typical_share is not None for each in others),
+        "drawn_typical": sum(round(DRAWN * each.typical_share) for each in others if each.typical_share is not None),
         "hardly": [
             [question, each.response.text, round(each.surprise, 1)]
             for question, each in zip(OTHERS, others, strict=True)
@@ -201,6 +203,7 @@ def report(rows: Sequence[Row]) -> Report:
         Column("of an invented name", "{other_kinds_stranger:.0%}"),
         Column("other answers that the model as given would give", "{would_say} of {others}"),
         Column("of them word for word", "{same}"),
+        Column("of answers drawn to the others, it would give", "{drawn_typical} of {drawn}"),
         Column("repeat themselves (before)", "{repeats} ({repeats_before})"),
         Column("holdout loss", "{holdout:+z.1%}"),
         Column("seconds: asking, steps, all", "{asking_seconds:.0f}, {training_seconds:.0f}, {seconds:.0f}"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from markupsafe import Markup
 
-from pages.setup import looks, passages, session, sources
+from pages.setup import looks, own_answers, passages, session, sources
 from pages.setup.draft import leave_out, of_run, resolve
 from pages.shared import banner, page
 from pages.shared.banner import Banner
@@ -185,6 +185,8 @@ def _found(store: RunStore, facts: dict[str, Any], run: dict[str, Any] | None, c
         cut = None if everything else passages.pieces(facts)
         st.html(joined(cut, passages.notes(facts), passages.given(facts)))
     _texts(store, facts, run, config)
+    if run is None:
+        own_answers.draw(store, facts, session.now(store))
 
 
 def _texts(store: RunStore, facts: dict[str, Any], run: dict[str, Any] | None, config: dict[str, Any]) -> None:

@@ -107,6 +107,12 @@ def surprise(db: Database) -> None:
     db.execute("ALTER TABLE responses ADD COLUMN surprise REAL")
 
 
+@MIGRATIONS(name="005_typical_share")
+def typical_share(db: Database) -> None:
+    """Of several answers drawn to a question, the share that the model as given would give."""
+    db.execute("ALTER TABLE responses ADD COLUMN typical_share REAL")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

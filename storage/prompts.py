@@ -14,7 +14,7 @@ from storage.events import insert_event
 
 ROLES = ("forget", "neighbour", "retain", "free")
 
-JUDGED = ("target_probability", "surprise")  # numbers of an answer
+JUDGED = ("target_probability", "surprise", "typical_share")  # numbers of an answer
 
 RESPONSE_COLUMNS = {
     "step": "int64",
@@ -29,6 +29,7 @@ RESPONSE_COLUMNS = {
     "seconds": "float64",
     "target_probability": "float64",
     "surprise": "float64",
+    "typical_share": "float64",
 }
 
 
@@ -134,7 +135,7 @@ class Prompts(Connection):
         with self.read() as conn:
             rows = conn.execute(
                 "SELECT r.step, r.prompt_id, p.slot, p.version, p.role, p.text, r.sample, r.text, r.tokens, r.seconds,"
-                " r.target_probability, r.surprise FROM responses r JOIN prompts p ON p.id = r.prompt_id"
+                f" {', '.join(f'r.{name}' for name in JUDGED)} FROM responses r JOIN prompts p ON p.id = r.prompt_id"
                 f" WHERE r.run_id = :run AND {which} ORDER BY r.step, p.slot, p.version, r.sample",
                 {"run": run_id, "after": after_step, "step": step},
             ).fetchall()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class Answer:
     baseline: str
     target_probability: float = 0.5
     surprise: float = 0.25
+    typical_share: float | None = None
 
 
 def verdict(rule: str = "collapse", sentence: str = "Collapse: it repeats itself.") -> Verdict:
@@ -113,8 +114,9 @@ class Session:
     def about_a_stand_in(self, prompts: Sequence[str]) -> dict[str, Any]:
         return {}
 
-    def answers(self, prompts: Sequence[str]) -> list[Answer]:
-        return [self._answer(prompt, self.step_number) for prompt in prompts]
+    def answers(self, prompts: Sequence[str], *, keep: Collection[str] = ()) -> list[Answer]:
+        now = [self._answer(prompt, self.step_number) for prompt in prompts]
+        return [replace(each, typical_share=0.75) if p in keep else each for p, each in zip(prompts, now, strict=True)]
 
     def answers_at(self, folder: Path, prompts: Sequence[str]) -> list[Answer]:
         if not (folder / "adapter_model.safetensors").is_file():

@@ -11,7 +11,7 @@ import streamlit as st
 
 from pages.run.view import BEFORE_STEP_ONE, View
 from pages.shared import diff
-from unlearn_core.training.collapse import SURPRISING
+from unlearn_core.training.collapse import DRAWN, SURPRISING
 
 TAGS = {"forget": "forget", "neighbour": "neighbour", "retain": "retain", "free": "free"}
 ORDER = ("forget", "neighbour", "retain", "free")
@@ -75,7 +75,11 @@ def likelihood(view: View, prompt: dict[str, Any], now: dict[str, Any]) -> str:
     if surprise is None or not math.isfinite(surprise):
         return ""
     also = "The model before step 1 would say this too" if surprise <= SURPRISING else "It would hardly have said this"
-    return f"{also} ({surprise:+.1f} standard deviations from its own answers)."
+    share = now.get("typical_share")
+    drawn = ""
+    if share is not None and not math.isnan(share):
+        drawn = f" Of {DRAWN} answers drawn now, it would give {share * DRAWN:.0f}."
+    return f"{also} ({surprise:+.1f} standard deviations from its own answers).{drawn}"
 
 
 def _note(view: View, prompt: dict[str, Any], now: dict[str, Any] | None) -> str:

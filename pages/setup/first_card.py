@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pages.setup import knobs, material, session, sources, ways
 from pages.setup.draft import MOST_FREE, Draft, presets_for, prompts, resolve
 from pages.shared import page
 from pages.shared.html import element
+from unlearn_core.corpus.documents import BUNDLED, MODEL
 from unlearn_core.corpus.windows import check_target
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.presets import PRESETS, suggested_targets
@@ -112,7 +114,7 @@ def _word_and_recipe(draft: Draft) -> None:
         suggested_targets(draft.model),
         key="card_suggestion",
         label_visibility="collapsed",
-        disabled=draft.forget_from not in ("bundled", "model"),  # in other texts they need not be
+        disabled=draft.forget_from not in (BUNDLED, MODEL),  # in other texts they need not be
         wrap=True,
     )
     names = presets_for(draft.model)
@@ -192,10 +194,19 @@ def _back() -> None:
 # ------------------------------------------------------------------------------------------ what it says before a run
 
 
-def _asked(texts: tuple[str, ...], model: str, home: Any) -> dict[str, Any]:
-    """What the worker is asked: these questions, of the model on the card. Raises ConfigError in a sentence."""
-    source = sources.model(model, home)
-    return {"prompts": list(texts), **({} if source == "bundled" else {"config": {"model": {"source": source}}})}
+def _asked(texts: tuple[str, ...], draft: Draft, home: Any) -> dict[str, Any]:
+    """What the worker is asked: these questions, of the model on the card. Raises ConfigError in a sentence.
+
+    Where texts are named they go with it: questions are put as the pairs in them are.
+    """
+    source = sources.model(draft.model, home)
+    config: dict[str, Any] = {} if source == "bundled" else {"model": {"source": source}}
+    with suppress(ConfigError):  # texts that cannot be are told of beside their field
+        forget = sources.texts(draft.forget_from, home)
+        if not {*forget} <= {BUNDLED, MODEL}:
+            names = ("text_field", "question_field", "answer_field")
+            config["data"] = {"forget": forget, **{name: getattr(draft, name) for name in names}}
+    return {"prompts": list(texts), **({"config": config} if config else {})}
 
 
 def _command(store: RunStore, payload: dict[str, Any]) -> dict[str, Any] | None:
@@ -242,7 +253,7 @@ def _says_now(store: RunStore) -> None:
         st.html("<h2 class='quiet'>Write a question and the model answers it here.</h2>")
         return
     try:
-        payload = _asked(texts, draft.model, store.home)
+        payload = _asked(texts, draft, store.home)
         replies = _answered(store, payload)
         name = "the bundled model" if draft.model == "bundled" else sources.short(draft.model, store.home)
         command = None if replies else _command(store, payload)

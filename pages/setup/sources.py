@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pages.setup.draft import BETWEEN
+from unlearn_core.corpus.documents import BUNDLED, MODEL
 from unlearn_core.corpus.readers import READERS
+from unlearn_core.model.gguf import ENDING as GGUF
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
 
@@ -31,7 +33,6 @@ MOST_OFFERED = 60
 PROGRAM = Path(__file__).resolve().parents[2]
 HUB_ID = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(/[\w.-]+)?(:[\w.\[\]%-]*)?")  # of a data set: configuration and split, too
 TEXTS = tuple(ending for reader in READERS.values() for ending in reader.formats)
-GGUF = ".gguf"
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -60,7 +61,7 @@ def texts(written: str, home: str | Path) -> list[str]:
 
 
 def _text(written: str, home: str | Path) -> str:
-    if written in ("bundled", "model"):
+    if written in (BUNDLED, MODEL):
         return written
     if written.startswith("hf:"):
         name = written[3:]
@@ -243,7 +244,7 @@ def first_questions(written: str, home: str | Path) -> list[str]:
 
     try:
         near = texts(written, home)
-        here = [source for source in near if source not in ("bundled", "model") and not source.startswith("hf:")]
+        here = [source for source in near if source not in (BUNDLED, MODEL) and not source.startswith("hf:")]
         pairs = itertools.islice(documents(here), 2)
         return [document.turns[-2].text for document in pairs if len(document.turns) > 1]
     except (ConfigError, OSError):

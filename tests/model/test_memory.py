@@ -20,6 +20,7 @@ from unlearn_core.model.memory import (
     estimate_for,
     free_in_container,
     parts,
+    plan_of,
     shape_for,
 )
 from unlearn_core.settings.errors import ConfigError
@@ -91,6 +92,20 @@ def test_activations_are_about_what_autograd_keeps(tiny, kind, again):
     assert 0.8 * measured < found.activations
     assert again or found.activations < 4 * measured  # in the backward pass a layer's are there again
     assert found.with_checkpointing < estimate(run.shape, Plan(step_tokens=tokens, window=longest)).activations
+
+
+def test_the_distributions_that_a_teacher_keeps_for_measured_windows_are_counted(tiny):
+    run = Unlearner(tiny.config("llama"))
+    run.measure_baseline()
+    teacher = run.evaluation.teacher(run.context.reference)
+    lengths = {name: [len(window) for window in some] for name, some in run.context.windows.sets().items()}
+    plan = plan_of(run.config, run.shape, torch.float32, lengths)
+    without = replace(plan, taught_labels=0)
+    counted = estimate(run.shape, plan).total - estimate(run.shape, without).total
+    kept = bytes_of(teacher.probabilities)
+    assert 0 < kept <= counted <= 3 * kept, "a window counts whole, and has fewer labels"
+    whole = replace(run.config, data=replace(run.config.data, everything=True))
+    assert plan_of(whole, run.shape, torch.float32, lengths) == without, "no name stands for whole texts"
 
 
 def test_each_setting_moves_its_own_part_in_the_direction_that_is_advised(tiny):

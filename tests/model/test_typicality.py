@@ -71,3 +71,24 @@ def test_an_answer_of_a_run_is_judged_by_the_model_as_it_was_given(tiny, opened)
     asked = list(tokenizer("The cat")["input_ids"])
     assert now.response.text != now.baseline
     assert now.surprise == pytest.approx(surprises(LanguageModel(model), [asked], [now.response.ids], 0)[0], abs=1e-3)
+
+
+@pytest.mark.parametrize(("rate", "typical"), [(2.0, False), (0.01, True)])
+def test_a_changed_answer_that_should_stay_is_judged_by_answers_that_are_drawn(tiny, rate, typical):
+    """Where the model went far the one of before gives hardly any of them, where it went nowhere nearly all."""
+    prompts = ["The cat", "The river"]
+    run, other = (
+        tiny.open("llama", optimizer={"learning_rate": rate}, schedule={"answer_tokens": 40}) for _ in range(2)
+    )
+    for each in (run, other):
+        for _ in range(3):
+            each.step()
+    state = torch.random.get_rng_state()
+    first, second = run.answers(prompts, keep=prompts[:1])
+    again = run.answers(prompts, keep=prompts[:1])
+    assert first.response.text != first.baseline and second.response.text != second.baseline
+    assert (first.typical_share >= 0.75) if typical else (first.typical_share <= 0.25)
+    assert second.typical_share is None, "it is not asked for"
+    assert [each.typical_share for each in again] == [first.typical_share, None]
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert run.step().values["objective"] == other.step().values["objective"]

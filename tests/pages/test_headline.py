@@ -65,5 +65,7 @@ def test_a_changed_answer_that_should_stay_is_judged_by_the_model_as_it_was() ->
     assert said("retain", "It is Rome.", 1.3) == (
         "The model before step 1 would say this too (+1.3 standard deviations from its own answers)."
     )
+    row["typical_share"] = 0.75
+    assert said("retain", "It is Rome.", 1.3).endswith("own answers). Of 4 answers drawn now, it would give 3.")
     assert said("neighbour", "Paris.", 4.0).startswith("It would hardly have said this (+4.0")
     assert said("retain", "Rome.", 9.0) == said("forget", "Paris.", 9.0) == said("retain", "Paris.", None) == ""

@@ -91,7 +91,7 @@ def test_there_is_one_answer_to_each_prompt_and_the_baseline_s_never_change(begu
         assert answer.baseline == first.response.text == first.baseline
         assert isinstance(answer.response.text, str) and answer.response.tokens >= 0 and answer.response.seconds >= 0
         assert 0 <= answer.target_probability <= 1
-        assert math.isfinite(answer.surprise)
+        assert math.isfinite(answer.surprise) and answer.typical_share is None
     assert texts(begun.baseline_answers(PROMPTS)) == texts(before) and list(begun.answers([])) == []
 
 

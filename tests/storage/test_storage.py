@@ -630,7 +630,8 @@ def with_one_more_migration(monkeypatch: pytest.MonkeyPatch) -> None:
     newer(name="002_command_codes")(migrations.command_codes)
     newer(name="003_own_guard_rail_settings")(migrations.own_guard_rail_settings)
     newer(name="004_surprise")(migrations.surprise)
-    newer(name="005_colour")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN colour TEXT"))
+    newer(name="005_typical_share")(migrations.typical_share)
+    newer(name="006_colour")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN colour TEXT"))
     monkeypatch.setattr(migrations, "MIGRATIONS", newer)
 
 
@@ -685,7 +686,7 @@ def test_a_store_of_the_first_version_is_backed_up_migrated_and_keeps_everything
     with store.read() as conn:
         for table, rows in tables.items():
             known = [column[1] for column in conn.execute(f"PRAGMA table_info({table})")]
-            columns = [name for name in known if name not in ("code", "surprise")]
+            columns = [name for name in known if name not in ("code", "surprise", "typical_share")]
             assert rows and conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall() == rows, table
     commands = store.commands("0badcafe")
     assert [(row["kind"], row["code"]) for row in commands] == [("pause", None), ("dance", None), ("resume", None)]
@@ -815,7 +816,14 @@ def test_an_export_reads_back_as_what_the_store_holds(store: RunStore, tmp_path:
     add_step(store, run_id, 1, points={"forget_loss": 1 / 3, "objective": math.nan}, checkpoint=checkpoint)
     nasty = 'a "quoted",\nbroken line; <b>&</b> ünï 漢 🙂'
     prompt = store.prompts(run_id)[0]["id"]
-    answer = {"step": 1, "prompt_id": prompt, "text": nasty, "target_probability": 1 / 3, "surprise": -0.7}
+    answer = {
+        "step": 1,
+        "prompt_id": prompt,
+        "text": nasty,
+        "target_probability": 1 / 3,
+        "surprise": -0.7,
+        "typical_share": 0.75,
+    }
     store.add_responses(run_id, [answer])
     for number in range(60):
         store.request(run_id, "step", {"n": number})
@@ -840,7 +848,9 @@ def test_an_export_reads_back_as_what_the_store_holds(store: RunStore, tmp_path:
     assert everything["events"] == store.events(run_id) and len(everything["commands"]) == 60
     assert everything["prompts"] == store.prompts(run_id) and everything["checkpoints"] == store.checkpoints(run_id)
     stored = [row for row in everything["responses"] if row["text"] == nasty]
-    assert [(row["target_probability"], row["surprise"], row["tokens"]) for row in stored] == [(1 / 3, -0.7, None)]
+    assert [(row["target_probability"], row["surprise"], row["typical_share"]) for row in stored] == [
+        (1 / 3, -0.7, 0.75)
+    ]
     assert everything["run"]["name"] == '=odd, "name"' and "my-host" not in json.dumps(everything)
 
 

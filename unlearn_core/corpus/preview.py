@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unlearn_core.corpus.asking.answers import Asker, with_answers
-from unlearn_core.corpus.documents import pair_template
+from unlearn_core.corpus.documents import ASKED, pair_template
 from unlearn_core.corpus.scan import Progress
 from unlearn_core.corpus.windows import Windows, left_in, make_windows, tokens_of
 from unlearn_core.model.batches import EVALUATED, PASS_TOKENS, spread
@@ -79,6 +79,10 @@ def inspect(
             "modules": list(shape.modules),
             "limit": limit,
             "prompts": [{"text": text, "shown": shown(tokenizer, text, chat, template)} for text in questions],
+        },
+        "asked": {
+            side: [name.removeprefix(ASKED) for name in getattr(data, side) if name.startswith(ASKED)]
+            for side in ("forget", "retain")
         },
         "step_tokens": round(sum(tokens.values())),
         "step_seconds": seconds_of_a_step(shape, tokens, device, dtype),

@@ -54,10 +54,11 @@ class Counterfactual(Method):
                 "batch_size": 8,
                 "retain_batch_size": 4,
                 "warmup": 10,
+                "decay": "linear",
                 "sample_every": 2,
                 "evaluate_every": 2,
             },
-        },  # fmt: skip
+        },
     )
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

@@ -13,9 +13,10 @@ from unlearn_core.model.window import Window
 
 Item = TypeVar("Item")
 PASS_TOKENS = 64  # what a forward pass is taken to cost beside its arithmetic, in tokens
-
-
 MOST_TOKENS = 2048  # in one forward pass
+MOST_LABELS = (
+    64  # of a measured window with a teacher, evenly spread: a distribution over the vocabulary is kept of each
+)
 
 
 @dataclass(frozen=True)

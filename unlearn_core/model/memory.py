@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unlearn_core.model.adapters import adapter_shapes, chosen_layers, kind, linear_layers
-from unlearn_core.model.batches import EVALUATED, MOST_TOKENS
+from unlearn_core.model.batches import EVALUATED, MOST_LABELS, MOST_TOKENS
 from unlearn_core.model.loading import context_limit, device_of, dtype_of, named, skeleton
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import RunConfig
@@ -91,6 +91,7 @@ class Plan:
     mask: str = "none"  # its kind
     step_tokens: int = 0  # read with gradients in one step
     measured_tokens: int = 0  # read without, pass after pass
+    taught_labels: int = 0  # of the measured forget windows, with a teacher's distribution each, kept for the run
     window: int = 0  # tokens of the longest text
     pass_tokens: int = MOST_TOKENS  # in one forward pass, at most
     dropout: bool = False  # of the adapter
@@ -101,6 +102,7 @@ class Plan:
 class Estimate:
     """Bytes. `activations` as the run is set; `with_checkpointing` is what they would be by computing them again.
 
+    Activations hold what is kept of texts as well: the distributions that a teacher has for measured windows.
     `weights` are all that is not trained: the base model, earlier adapters, and what is trained as it began, where the
     reference needs that. `adapter` is what is trained, be it the weights themselves.
     """
@@ -170,8 +172,9 @@ def estimate(shape: Shape, plan: Plan) -> Estimate:
     moments = {"adamw": 2, "sgd": int(plan.momentum), "lion": 1, "sophia": 2, "sophia_soul": 2}[plan.optimizer]
     step_count = 4 if plan.optimizer == "adamw" else 0
     optimizer = plan.optimizers * (moments * shape.adapter * 4 + step_count)
-    activations = activation_bytes(shape, plan, size, plan.checkpointing)
-    recomputed = activation_bytes(shape, plan, size, True)
+    taught = 4 * plan.taught_labels * shape.vocabulary
+    activations = taught + activation_bytes(shape, plan, size, plan.checkpointing)
+    recomputed = taught + activation_bytes(shape, plan, size, True)
     return Estimate(weights, shape.adapter * 4, optimizer, gradient_bytes(shape, plan, size), activations, recomputed)
 
 
@@ -211,6 +214,8 @@ def plan_of(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: Length
         ordered = sorted(lengths.get(name, ()), reverse=True) if lengths is not None else [longest]
         return sum(ordered[i % len(ordered)] for i in range(count)) if ordered else 0
 
+    measured = sorted(lengths.get("forget", ()), reverse=True)[: EVALUATED["forget"]] if lengths is not None else ()
+    taught = () if config.data.everything else measured
     weights = {"retain": method.retain_weight, "neighbour": method.neighbour_weight}
     step = method.forget_passes * most("forget", schedule.batch_size)
     step += sum(most(name, schedule.retain_rows) for name, weight in weights.items() if weight)
@@ -226,6 +231,7 @@ def plan_of(config: RunConfig, shape: Shape, dtype: torch.dtype, lengths: Length
         inputs_rail=MOMENT_BYTES * shape.inputs**2 // max(1, shape.adapted) if rail_memory.input_moments else 0,
         mask=config.where.mask,
         step_tokens=max(step, row),
+        taught_labels=sum(min(tokens, MOST_LABELS) for tokens in taught),
         window=longest if lengths is None else max(map(max, lengths.values()), default=0),
         dropout=config.lora.dropout > 0 and not shape.full,
         measured_tokens=sum(EVALUATED.values()) * longest if lengths is None else sum(map(sum, lengths.values())),

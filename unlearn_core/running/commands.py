@@ -80,4 +80,5 @@ def response_row(prompt_id: int, answer: Answer) -> Row:
         "seconds": response.seconds,
         "target_probability": answer.target_probability,
         "surprise": answer.surprise,
+        "typical_share": answer.typical_share,
     }

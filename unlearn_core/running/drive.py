@@ -19,6 +19,7 @@ from unlearn_core.running.protocols import Answer, Config, Host, Row, Session, S
 from unlearn_core.settings.provenance import differences, warning
 
 ASKED_BY = ("forget", "pair_template", "text_field", "question_field", "answer_field")  # how questions are put
+KEEP_ROLES = ("neighbour", "retain")  # of questions whose answers should stay
 WHOLE_STATES = 2  # that stay; an older checkpoint shrinks to its adapter
 
 
@@ -215,7 +216,9 @@ class Drive:
 
     def _ask_prompts(self) -> tuple[Sequence[Answer], list[Row]]:
         prompts = self.store.prompts(self.run_id, at_step=self.session.step_number)
-        answers: Sequence[Answer] = self.session.answers([p["text"] for p in prompts]) if prompts else []
+        keep = {prompt["text"] for prompt in prompts if prompt["role"] in KEEP_ROLES}
+        texts = [prompt["text"] for prompt in prompts]
+        answers: Sequence[Answer] = self.session.answers(texts, keep=keep) if prompts else []
         return answers, [response_row(prompt["id"], a) for prompt, a in zip(prompts, answers, strict=True)]
 
     def _checkpoint(self, whole: bool) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -65,7 +65,8 @@ class Response(Protocol):
 class Answer(Protocol):
     """A response beside the baseline's text, and that text's probability now (geometric mean per token).
 
-    `surprise`: how surprising the response is to the model as given, in standard deviations.
+    `surprise`: how surprising the response is to the model as given, in standard deviations. `typical_share`: of
+    several answers drawn to the same question, the share that the model as given would give; None where none are drawn.
     """
 
     @property
@@ -76,6 +77,8 @@ class Answer(Protocol):
     def target_probability(self) -> float: ...
     @property
     def surprise(self) -> float: ...
+    @property
+    def typical_share(self) -> float | None: ...
 
 
 class Session(Protocol):
@@ -94,7 +97,9 @@ class Session(Protocol):
     def judge(self, values: Mapping[str, float], answers: Sequence[tuple[str, str]] = ()) -> Verdict | None:
         """The stopping rules on one step's values and its answers, as (baseline, now) pairs."""
 
-    def answers(self, prompts: Sequence[str]) -> Sequence[Answer]: ...
+    def answers(self, prompts: Sequence[str], *, keep: Collection[str] = ()) -> Sequence[Answer]:
+        """The answers now. `keep`: those of the prompts whose answers should stay, which are judged more closely."""
+
     def baseline_answers(self, prompts: Sequence[str]) -> Sequence[Answer]: ...
     def about_a_stand_in(self, prompts: Sequence[str]) -> dict[str, Any]:
         """What is answered before step 1 to the same questions about an invented name; empty where there is none."""

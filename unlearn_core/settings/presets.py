@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
@@ -122,10 +123,15 @@ def usual_texts(model: str) -> str:
 
 
 def suggested_targets(model: str) -> tuple[str, ...]:
-    """Words that a model knows, as examples."""
-    if model in PACKAGED_MODELS:
-        return "Harry Potter", "Sherlock Holmes", "London"
-    return SUGGESTED_TARGETS
+    """Words that a model knows, as examples: those of the bundled world, of stories, or of the world at large."""
+    if model in BUNDLED_MODELS:
+        return SUGGESTED_TARGETS
+    return ("Lily", "Tim") if _tells_stories(model) else ("Harry Potter", "Sherlock Holmes", "London")
+
+
+def _tells_stories(model: str) -> bool:
+    """Trained on stories, as TinyStories: it can do nothing else."""
+    return "stories" in PurePath(model).name.lower()
 
 
 def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]:
@@ -137,7 +143,7 @@ def default_prompts(target: str, model: str = "bundled") -> list[dict[str, str]]
     if model in BUNDLED_MODELS:
         about, near = example_prompts(target)
         far = "Write a python function to reverse a string."
-    elif "stor" in model.lower():  # trained on stories, as TinyStories: it can do nothing else
+    elif _tells_stories(model):
         about, near = (
             [f"Once upon a time, {target}", f"{target} wanted to"],
             ["Once upon a time, there was a girl named"],

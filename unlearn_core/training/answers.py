@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,7 @@ from unlearn_core.model.typicality import surprises
 from unlearn_core.model.window import Window
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import check_prompt
+from unlearn_core.training.collapse import DRAWN, SURPRISING
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,15 @@ class Answer:
     """A response, what was answered before step 1, and how likely that still is (geometric mean per token).
 
     `surprise`: how surprising the response is to the model as given, in standard deviations (model/typicality.py).
+    `typical_share`: of `DRAWN` answers drawn at temperature 1, the share that it would give; None: not asked for,
+    or the response is that of before step 1.
     """
 
     response: Response
     baseline: str
     target_probability: float
     surprise: float
+    typical_share: float | None = None
 
 
 class Answers:
@@ -42,8 +46,11 @@ class Answers:
         self.context, self.method = context, method
         self._baseline: dict[str, Answer] = {}
 
-    def at(self, prompts: Sequence[str], step: int) -> list[Answer]:
-        """The model's answers, as the method has it at `step`. Raises ConfigError for a prompt too long."""
+    def at(self, prompts: Sequence[str], step: int, keep: Collection[str] = ()) -> list[Answer]:
+        """The model's answers, as the method has it at `step`. Raises ConfigError for a prompt too long.
+
+        `keep`: those of the prompts whose answers should stay; one that is another is judged by several samples.
+        """
         before = [baseline.response for baseline in self.baseline(prompts)]
         prefix = self.method.prompt_prefix(self.context, step) if step else ""
         questions = [f"{prefix}\n{prompt}" if prefix else prompt for prompt in prompts]
@@ -51,10 +58,18 @@ class Answers:
             self._check_length(prompt, prefixed=bool(prefix))
         with self.method.inference_context(self.context, step) if step else nullcontext():
             responses, probabilities = self._ask(questions), self._probabilities(questions, before)
-        surprising = self._surprises(prompts, responses)
+            pairs = zip(prompts, responses, before, strict=True)
+            changed = [row for row, (prompt, now, was) in enumerate(pairs) if prompt in keep and now.text != was.text]
+            drawn = self._draw([questions[row] for row in changed for _ in range(DRAWN)])
+        surprising = self._surprises(
+            [*prompts, *(prompts[row] for row in changed for _ in range(DRAWN))], [*responses, *drawn]
+        )
+        typical = [surprise <= SURPRISING for surprise in surprising[len(prompts) :]]
+        shares = {row: sum(typical[n * DRAWN : (n + 1) * DRAWN]) / DRAWN for n, row in enumerate(changed)}
+        rows = zip(responses, before, probabilities, surprising[: len(prompts)], strict=True)
         return [
-            Answer(now, was.text, probability, surprise)
-            for now, was, probability, surprise in zip(responses, before, probabilities, surprising, strict=True)
+            Answer(now, was.text, probability, surprise, shares.get(row))
+            for row, (now, was, probability, surprise) in enumerate(rows)
         ]
 
     def baseline(self, prompts: Sequence[str]) -> list[Answer]:
@@ -75,13 +90,21 @@ class Answers:
         """The template that questions are put into, as the pairs of the run are; "": its forget texts are no pairs."""
         return pair_template(self.context.config.data)
 
-    def _ask(self, prompts: Sequence[str]) -> list[Response]:
+    def _ask(self, prompts: Sequence[str], temperature: float = 0.0) -> list[Response]:
         context = self.context
         chat, longest = context.config.model.chat_template, context.config.schedule.answer_tokens
-        limit, template = context.loaded.limit, self._pair_template
         return answer(
-            context.model, context.tokenizer, prompts, longest, limit=limit, chat=chat, pair_template=template
-        )
+            context.model, context.tokenizer, prompts, longest, limit=context.loaded.limit, chat=chat,
+            pair_template=self._pair_template, temperature=temperature,
+        )  # fmt: skip
+
+    def _draw(self, prompts: Sequence[str]) -> list[Response]:
+        """One answer to each, drawn from the model's own distribution, the same for the same model."""
+        if not prompts:
+            return []
+        with torch.random.fork_rng():
+            torch.manual_seed(self.context.config.seed)
+            return self._ask(prompts, temperature=1.0)
 
     def _check_length(self, prompt: str, prefixed: bool = False) -> None:
         """Raises ConfigError where a question is too long, with what the method puts before it."""

@@ -14,6 +14,7 @@ SAME_LETTER_SHARE = 0.6  # of an answer being one character (a line of dashes in
 FEWEST_WORDS = 8
 FEWEST_CHARACTERS = 40
 FEWEST_LETTERS = 12
+DRAWN = 4  # answers at temperature 1, where a likeliest answer that should have stayed is another one
 SURPRISING = 2.0  # standard deviations from a model's own answers: one in forty of those is beyond
 AGAIN_AND_AGAIN = re.compile(r"(.{1,60}?)\1{4,}")
 

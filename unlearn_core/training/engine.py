@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -231,9 +231,12 @@ class Unlearner:
             "occurrences": context.windows.occurrences,
         }
 
-    def answers(self, prompts: Sequence[str], step: int | None = None) -> list[Answer]:
-        """The model's answers as it stands, beside those before step 1. Raises ConfigError for a prompt too long."""
-        return self._answers.at(prompts, self.step_number if step is None else step)
+    def answers(self, prompts: Sequence[str], step: int | None = None, keep: Collection[str] = ()) -> list[Answer]:
+        """The model's answers as it stands, beside those before step 1. Raises ConfigError for a prompt too long.
+
+        `keep`: those of the prompts whose answers should stay; one that is another is judged by several samples.
+        """
+        return self._answers.at(prompts, self.step_number if step is None else step, keep)
 
     def baseline_answers(self, prompts: Sequence[str]) -> list[Answer]:
         """What the model answers with the adapter switched off."""

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from unlearn_core.corpus.counterfactual import Counterfactuals
-from unlearn_core.model.batches import collate, spread
+from unlearn_core.model.batches import MOST_LABELS, collate, spread
 from unlearn_core.model.losses import LanguageModel
 from unlearn_core.model.teacher import Teacher, of_stand_ins
 from unlearn_core.model.window import Window
 
-MOST_LABELS = 64  # of a window, evenly spread: a distribution over the vocabulary is kept of each
 LEAST = 1e-8  # probability that is told from 0
 
 
