@@ -347,10 +347,10 @@ def add_parts(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "part",
         nargs="?",
-        choices=("engine", "seek", "app", "methods", "words", "real", "rails", "as_run", "gpu"),
-        help="engine, seek, app: what Lethe costs; methods: each at its own settings; words: the default recipe on any "
-        "words of the bundled world; real: a real model forgets a name (with requirements-real.txt); rails: retain "
-        "damage at equal forgetting; as_run: the published defects; gpu: steps of a 6B model",
+        choices=("engine", "smollm2", "seek", "app", "methods", "words", "real", "rails", "as_run", "gpu"),
+        help="engine, smollm2, seek, app: what Lethe costs; methods: each at its own settings; words: the default "
+        "recipe on any words of the bundled world; real: a real model forgets a name (with requirements-real.txt); "
+        "rails: retain damage at equal forgetting; as_run: the published defects; gpu: steps of a 6B model",
     )
     bench.add_argument(
         "--only", nargs="+", action="extend", default=[], metavar="NAME", help="methods, words, real: only these"

@@ -5,6 +5,7 @@
   evaluation, on the same batches) and then AdamW. Both take turns, step by step, in one process with the engine's
   number of threads; of every so many steps as lie between two refreshes of the retained subspace there is a ratio,
   and the median of these counts.
+- **smollm2**: the same of a real model, by default settings for such, on the bundled texts.
 - **start**: from the click on Start, with the app open and the model's answers on its card, to step 1 on the page.
 - **watched**: the time of a step, as the run records it, with Watch open in a headless Chromium against no page at all,
   in turns, in one run in the app's own process.
@@ -29,6 +30,7 @@ from unlearn_core.settings.provenance import library_versions
 
 PARTS: dict[str, tuple[str, Callable[[], list[Measure]]]] = {
     "engine": ("the engine", lambda: [engine.measure()]),
+    "smollm2": ("steps of a real model", lambda: [engine.measure_real()]),
     "seek": ("the pass over a corpus", lambda: corpus.measure()),
     "app": ("the app in a browser", lambda: app.measure()),
 }

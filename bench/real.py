@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
-from bench.resumable import Case, Progress, measure_missing
+from bench.resumable import Case, Progress, measure_missing, to_its_end
 from terminal.progress import ProgressLine
 from terminal.text import BadInput, answer
 from unlearn_core.settings.home import CACHE, home_folder
@@ -115,11 +115,8 @@ def measure(cache: Path, case: Case, progress: Progress) -> dict[str, Any]:
             kind: sum(naming(templates, name) for name in strangers) / len(strangers)
             for kind, templates in sets().items()
         }
-    verdict, trained = None, time.monotonic()
-    while run.step_number < run.config.schedule.steps and not verdict:
-        record = run.step()
-        verdict = record.verdict or run.judge(record.values)
-        progress.show(step=run.step_number, steps=run.config.schedule.steps)
+    trained = time.monotonic()
+    verdict = to_its_end(run, progress)
     trained = time.monotonic() - trained
     progress.show("asking at its end")
     after = {kind: naming(templates, target) for kind, templates in sets().items()}

@@ -6,10 +6,14 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.results import Results, versions
 from terminal.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from unlearn_core.training.engine import Unlearner
+    from unlearn_core.training.stopping import Verdict
 
 USUAL_SECONDS = 60.0  # what a case is taken to need while none has been measured
 
@@ -79,6 +83,16 @@ def measure_missing(
     finally:
         line.clear()
     return True
+
+
+def to_its_end(run: Unlearner, progress: Progress) -> Verdict | None:
+    """Takes steps until a rule asks for a pause, which it returns, or to the last step."""
+    verdict, steps = None, run.config.schedule.steps
+    while run.step_number < steps and not verdict:
+        record = run.step()
+        verdict = record.verdict or run.judge(record.values)
+        progress.show(step=run.step_number, steps=steps)
+    return verdict
 
 
 def is_finished(row: Mapping[str, Any] | None) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.report import Column, Report, Table, known, measured_on, publish
 from bench.results import Results, key_of, versions
-from bench.resumable import Case, Progress, measure_missing
+from bench.resumable import Case, Progress, measure_missing, to_its_end
 from terminal.progress import ProgressLine
 from terminal.text import BadInput, answer
 from unlearn_core.settings.home import home_folder
@@ -103,11 +103,8 @@ def measure(case: Case, progress: Progress) -> dict[str, Any]:
         before = {name: ask(run, some) for name, some in sets.items()}
         strangers = [ask(run, about_another(asked, word, name)) for name in run.context.counterfactuals.held_out]
     keys = [key_words(question, answers) for question, answers in zip(asked, zip(*strangers, strict=True), strict=True)]
-    opened, verdict = time.monotonic(), None
-    while run.step_number < run.config.schedule.steps and not verdict:
-        record = run.step()
-        verdict = record.verdict or run.judge(record.values)
-        progress.show(step=run.step_number, steps=run.config.schedule.steps)
+    opened = time.monotonic()
+    verdict = to_its_end(run, progress)
     seconds += time.monotonic() - opened
     after = {name: ask(run, some) for name, some in sets.items()}
     losses = run.measure(run.step_number)

@@ -32,7 +32,9 @@ def test_the_default_recipe_forgets_ends_by_itself_and_stays_for_200_further_ste
     run, baseline = to_its_end(RunConfig.from_dict({}))
     end = run.step_number
     assert end <= 50 and "forgotten_enough" in run.guard.spoken
-    run.config = replace(run.config, schedule=replace(run.config.schedule, evaluate_every=1000))  # measured below
+    # With a schedule to the last of these steps, so that the rate is what a longer run would have; measured below.
+    longer = replace(run.config.schedule, steps=end + 200, evaluate_every=1000)
+    run.config = run.context.config = replace(run.config, schedule=longer)
     for step in (end, end + 200):
         while run.step_number < step:
             run.step()

@@ -35,8 +35,8 @@ def real(learning_rate: float, steps: int = 80, batch_size: int = 4) -> dict[str
         "guard_rail": {"kind": "none"},
         "optimizer": {"learning_rate": learning_rate},
         "schedule": {
-            "steps": steps, "batch_size": batch_size, "warmup": 5, "sample_every": 5, "evaluate_every": 5,
-            "answer_tokens": 60,
+            "steps": steps, "batch_size": batch_size, "warmup": 5, "decay": "linear", "sample_every": 5,
+            "evaluate_every": 5, "answer_tokens": 60,
         },
     }  # fmt: skip
 
