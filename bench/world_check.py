@@ -131,7 +131,7 @@ def second_act(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conte
 
 def follow(preset: str, steps: int, every: int) -> Iterator[dict[str, float]]:
     """Runs a preset for `steps` steps, guards unheeded, and measures the second act every `every` steps."""
-    run = Unlearner(RunConfig.from_dict({"preset": preset, "schedule": {"evaluate_every": every}}))
+    run = Unlearner(RunConfig.from_dict({"preset": preset, "schedule": {"steps": steps, "evaluate_every": every}}))
     baseline = run.measure_baseline().values
     for _ in range(steps):
         record = run.step()

@@ -216,7 +216,7 @@ class GuardSettings:
     forgotten_enough: bool = knob(
         True,
         help="Pause when the forget loss has reached the forgotten level; in counterfactual distillation, when the "
-        "target is treated as a stand-in is, or comes no nearer to that.",
+        "target has been treated as a stand-in is for eight steps, or comes no nearer to that.",
     )
     collapse: bool = knob(
         True,

@@ -61,12 +61,8 @@ class Answers:
             pairs = zip(prompts, responses, before, strict=True)
             changed = [row for row, (prompt, now, was) in enumerate(pairs) if prompt in keep and now.text != was.text]
             drawn = self._draw([questions[row] for row in changed for _ in range(DRAWN)])
-        surprising = self._surprises(
-            [*prompts, *(prompts[row] for row in changed for _ in range(DRAWN))], [*responses, *drawn]
-        )
-        typical = [surprise <= SURPRISING for surprise in surprising[len(prompts) :]]
-        shares = {row: sum(typical[n * DRAWN : (n + 1) * DRAWN]) / DRAWN for n, row in enumerate(changed)}
-        rows = zip(responses, before, probabilities, surprising[: len(prompts)], strict=True)
+        shares = dict(zip(changed, self._typical_shares([prompts[row] for row in changed], drawn), strict=True))
+        rows = zip(responses, before, probabilities, self._surprises(prompts, responses), strict=True)
         return [
             Answer(now, was.text, probability, surprise, shares.get(row))
             for row, (now, was, probability, surprise) in enumerate(rows)
@@ -124,6 +120,12 @@ class Answers:
         questions, given = [self._encoded(prompt) for prompt in prompts], [each.ids for each in answers]
         with self.context.reference() as before:
             return surprises(LanguageModel(before), questions, given, self.context.pad_id)
+
+    def _typical_shares(self, prompts: Sequence[str], drawn: Sequence[Response]) -> list[float]:
+        """Of the `DRAWN` answers to each prompt, one prompt's behind another's, the share that it would give."""
+        asked = [prompt for prompt in prompts for _ in range(DRAWN)]
+        typical = iter([surprise <= SURPRISING for surprise in self._surprises(asked, drawn)])
+        return [sum(next(typical) for _ in range(DRAWN)) / DRAWN for _ in prompts]
 
     def _probabilities(self, prompts: Sequence[str], answers: Sequence[Response]) -> list[float]:
         """exp(-NLL per token) of each answer after its prompt, in one forward pass. An empty answer: 1."""
