@@ -29,13 +29,13 @@ class Preset:
 def real(learning_rate: float, steps: int = 80, batch_size: int = 4) -> dict[str, Any]:
     """The settings of a recipe for models that know the world."""
     return {
-        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0},
+        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0, "modules": "all-linear"},
         "data": {"window_tokens": 512},
-        "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 3.0, "neighbour_weight": 1.0},
+        "method": {"name": "counterfactual", "stand_ins_per_step": 2, "retain_weight": 10.0, "neighbour_weight": 3.0},
         "guard_rail": {"kind": "none"},
         "optimizer": {"learning_rate": learning_rate},
         "schedule": {
-            "steps": steps, "batch_size": batch_size, "warmup": 5, "decay": "linear", "sample_every": 5,
+            "steps": steps, "batch_size": batch_size, "warmup": 10, "decay": "linear", "sample_every": 5,
             "evaluate_every": 5, "answer_tokens": 60,
         },
     }  # fmt: skip
@@ -84,21 +84,21 @@ PRESETS: dict[str, Preset] = {
     "real": Preset(
         "Any word, any model",
         "For models that know the world: the model treats the name as one that it never met. It needs no texts.",
-        real(4e-4, steps=60),
+        real(2e-4, steps=60),
         bundled=False,
     ),
-    # The larger the model, the smaller the rate: 8e-4 for the bundled one, 4e-4 for 135 million parameters, and so on
+    # The larger the model, the smaller the rate: 8e-4 for the bundled one, 2e-4 for 135 million parameters, and so on
     # along the same line. Neither was run here.
     "1b": Preset(
         "A model of about 1B",
         "Any word, as for smaller models, at a smaller rate. An estimate, not run here: watch it, then tune it.",
-        real(2e-4),
+        real(1e-4),
         bundled=False,
     ),
     "6b": Preset(
         "A model of 6 to 8B",
         "As for 1B, with memory spared and a smaller rate. An estimate, not run here.",
-        {**real(1e-4, batch_size=2), "model": {"gradient_checkpointing": True}},
+        {**real(5e-5, batch_size=2), "model": {"gradient_checkpointing": True}},
         bundled=False,
     ),
 }
