@@ -649,14 +649,14 @@ def test_an_older_store_is_copied_then_migrated_and_a_newer_one_opens_for_readin
         migrated.close()
         RunStore(tmp_path).close()  # nothing left to migrate: no second copy
     copies = list(tmp_path.glob("*backup*"))
-    assert [copy.name for copy in copies] == ["lethe-backup-004.db"]
+    assert [copy.name for copy in copies] == ["lethe-backup-005.db"]
     with sqlite3.connect(copies[0]) as copy:
         assert copy.execute("SELECT id FROM runs").fetchall() == [(run_id,)]
         assert "colour" not in [row[1] for row in copy.execute("PRAGMA table_info(runs)")]
     copy.close()
 
     newer = RunStore(tmp_path)
-    assert newer.read_only and newer.notice is not None and "005_colour" in newer.notice
+    assert newer.read_only and newer.notice is not None and "006_colour" in newer.notice
     assert picture(newer, run_id)["points"] == before["points"]
     version = newer.data_version()
     with contextlib.closing(sqlite3.connect(tmp_path / "lethe.db")) as other, other:

@@ -185,6 +185,8 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
+    """How long a run is, what a step reads, and how often it is looked at."""
+
     steps: int = knob(120, 1, 1_000_000, "Steps of the whole run.")
     batch_size: int = knob(2, 1, 1024, "Forget windows in a step.")
     retain_batch_size: int = knob(
