@@ -200,9 +200,11 @@ def test_the_run_pauses_where_the_target_is_treated_as_one_stand_in_more_and_whe
     calm = {"forget_loss": 1.0}
     judged = [guard.judge({**calm, "forget_stand_in_kl": 10.0 - step}, step=step) for step in range(5)]
     assert judged == [None] * 5
-    verdict = guard.judge({**calm, "forget_stand_in_kl": guard.stand_in_level}, step=5)
+    at_level = {**calm, "forget_stand_in_kl": guard.stand_in_level}
+    assert [guard.judge(at_level, step=step) for step in range(5, 13)] == [None] * 8, "not at once"
+    verdict = guard.judge(at_level, step=13)
     assert verdict.rule == "forgotten_enough" and "never met" in verdict.sentence
-    assert guard.judge({**calm, "forget_stand_in_kl": guard.stand_in_level / 2}, step=6) is None, "said once"
+    assert guard.judge({**calm, "forget_stand_in_kl": guard.stand_in_level / 2}, step=14) is None, "said once"
     stranger = replace(guard, spoken=set(), course=[], baseline={"forget_stand_in_kl": 1.2 * guard.stand_in_level})
     told = stranger.judge({**calm, "forget_stand_in_kl": guard.stand_in_level}, step=1)
     assert "did not know the target" in told.sentence
