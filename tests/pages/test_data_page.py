@@ -383,7 +383,8 @@ def test_another_model_is_asked_other_questions_and_answers_them_itself(store: R
     at = opened("watch", store)
     at.text_input(key="card_forget_1").set_value("My own question").run()
     write(at, "card_model", str(tmp_path / "tinystories"))
-    assert at.text_input(key="card_forget_0").value == f"Once upon a time, {TARGET}"
+    assert at.text_input(key="card_word").value == "Lily", "a word that it knows"
+    assert at.text_input(key="card_forget_0").value == "Once upon a time, Lily"
     assert at.text_input(key="card_forget_1").value == "My own question"
     command = store.commands("any")[-1]
     source = str((tmp_path / "tinystories").resolve())

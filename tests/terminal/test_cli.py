@@ -539,6 +539,7 @@ def test_bench_tells_figure_goal_and_verdict_and_what_it_could_not_measure(
         raise Skipped("There is no Chromium here.")
 
     monkeypatch.setattr(engine, "measure", lambda: Measure("engine step", 1.0625, 1.05, "x", "0.2 s"))
+    monkeypatch.setattr(engine, "measure_real", lambda: Measure("real step", 1.02, 1.1, "x", ""))
     monkeypatch.setattr(corpus, "measure", lambda: [Measure("pass", 1.5, 2.0, "x", "")])
     monkeypatch.setattr(app, "measure", nowhere)
     assert machine.main(as_json=False) == 0
