@@ -82,11 +82,11 @@ def bare_step(model: Any, optimizer: Any, passes: list[Pass]) -> None:
 
     for given, training, learns in passes:
         model.train(training)
-        ids, kept = given["input_ids"], given.get("logits_to_keep")
+        ids, columns = given["input_ids"], given.get("logits_to_keep")
         labels = ids.masked_fill(given["attention_mask"] == 0, -100)[:, 1:]
         with torch.set_grad_enabled(learns):
             logits = model(**given).logits
-            logits, labels = (logits[:, :-1], labels) if kept is None else (logits, labels[:, kept])
+            logits, labels = (logits[:, :-1], labels) if columns is None else (logits, labels[:, columns])
             loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
         if learns:
             loss.backward()

@@ -104,7 +104,8 @@ def draw(store: RunStore) -> None:
         material.draw(store, draft)
         ways.draw(store, draft)
         _start_row(store, draft, runs)
-    _says_now(store)
+    # Not in the fragment, which runs every second: a pattern goes through its folder.
+    _says_now(store, _pairs(draft, store.home))
 
 
 def _word_and_recipe(draft: Draft) -> None:
@@ -194,18 +195,20 @@ def _back() -> None:
 # ------------------------------------------------------------------------------------------ what it says before a run
 
 
-def _asked(texts: tuple[str, ...], draft: Draft, home: Any) -> dict[str, Any]:
-    """What the worker is asked: these questions, of the model on the card. Raises ConfigError in a sentence.
-
-    Where texts are named they go with it: questions are put as the pairs in them are.
-    """
-    source = sources.model(draft.model, home)
-    config: dict[str, Any] = {} if source == "bundled" else {"model": {"source": source}}
+def _pairs(draft: Draft, home: Any) -> dict[str, Any]:
+    """The texts that are named, as a section of the run: questions are put as the pairs in them are; {}: none are."""
     with suppress(ConfigError):  # texts that cannot be are told of beside their field
         forget = sources.texts(draft.forget_from, home)
         if not {*forget} <= {BUNDLED, MODEL}:
             names = ("text_field", "question_field", "answer_field")
-            config["data"] = {"forget": forget, **{name: getattr(draft, name) for name in names}}
+            return {"data": {"forget": forget, **{name: getattr(draft, name) for name in names}}}
+    return {}
+
+
+def _asked(texts: tuple[str, ...], model: str, pairs: dict[str, Any], home: Any) -> dict[str, Any]:
+    """What the worker is asked: these questions, of the model on the card. Raises ConfigError in a sentence."""
+    source = sources.model(model, home)
+    config = {**({} if source == "bundled" else {"model": {"source": source}}), **pairs}
     return {"prompts": list(texts), **({"config": config} if config else {})}
 
 
@@ -245,7 +248,7 @@ def _waiting(command: dict[str, Any] | None, model: str) -> str:
 
 
 @st.fragment(run_every=1.0)
-def _says_now(store: RunStore) -> None:
+def _says_now(store: RunStore, pairs: dict[str, Any]) -> None:
     draft = session.now(store)
     questions = prompts(draft)
     texts = tuple(dict.fromkeys(prompt["text"] for prompt in questions))
@@ -253,7 +256,7 @@ def _says_now(store: RunStore) -> None:
         st.html("<h2 class='quiet'>Write a question and the model answers it here.</h2>")
         return
     try:
-        payload = _asked(texts, draft, store.home)
+        payload = _asked(texts, draft.model, pairs, store.home)
         replies = _answered(store, payload)
         name = "the bundled model" if draft.model == "bundled" else sources.short(draft.model, store.home)
         command = None if replies else _command(store, payload)
