@@ -169,9 +169,9 @@ def test_a_method_that_aims_at_stand_ins_is_the_further_along_the_nearer_it_is_t
     steps = [(False, False, 1.0, loss, "") for loss in (3.0, 2.0, 1.0)]
     run = course(steps)
     towards = replace(
-        run, stand_in_level=0.2, numbers={**run.numbers, "forget_stand_in_kl": ([0, 1, 2, 3], [9, 3, 2, 1])}
+        run, stand_in_level=0.2, numbers={**run.numbers, "forget_stand_in_kl": ([0, 1, 2, 3], [9, 3, 0.2, 0.1])}
     )
-    assert (milestones(run, 3).best, milestones(towards, 3).best) == (1, 3)
+    assert (milestones(run, 3).best, milestones(towards, 3).best) == (1, 3), "also below their level"
 
 
 def test_without_a_budget_damage_begins_at_five_percent_and_with_one_there() -> None:

@@ -141,9 +141,12 @@ class Course:
         return any(repeats(now) and not repeats(self.before.get(id, "")) for id, now in given.items())
 
     def distance(self, step: int) -> float:
-        """How far the target still is from being forgotten; 0 at the level that the method aims at, and beyond it."""
+        """How far the target is from being forgotten, in nats: the KL from stand-ins, where the method aims at it.
+
+        Else how far forget loss is below the forgotten level; 0 beyond it, since more is not better there.
+        """
         if self.stand_in_level is not None and (kl := self.value(STAND_IN_KL, step)) is not None:
-            return max(0.0, kl - self.stand_in_level)
+            return kl
         loss = self.value(FORGET_LOSS, step)
         return 0.0 if loss is None or self.forget_level is None else max(0.0, self.forget_level - loss)
 
@@ -159,7 +162,7 @@ class Milestones:
     `relapses`: (step, question) at which a question that was forgotten is answered as before again.
     `damaged`: from it on the budgeted loss is beyond its budget. `collapsed`: from it on the run is collapsed.
     `best`: since `forgotten`, of the steps with answers that are neither damaged nor collapsed, the one whose target is
-    nearest to its level; of equals the first.
+    the least far from being forgotten; of equals the first.
     """
 
     forgotten: int | None = None
