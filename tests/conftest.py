@@ -35,8 +35,8 @@ settings.load_profile("same")
 # is left alone with one of them at the end.
 LONGEST = (
     "methods/test_methods.py", "trajectories/test_trajectories.py", "training/test_presets.py",
-    "browser/test_walk.py", "masks/test_masks.py", "terminal/test_cli.py", "browser/test_ways.py",
-    "bench/test_bench_methods.py", "methods/test_full_weights.py",
+    "training/test_published.py", "browser/test_walk.py", "masks/test_masks.py", "terminal/test_cli.py",
+    "browser/test_ways.py", "bench/test_bench_methods.py", "methods/test_full_weights.py",
 )  # fmt: skip
 
 TARGET = "zorblatt"

@@ -1,4 +1,4 @@
-"""Milestones on made-up courses, against definitions written out a second time; and on a run of the bundled model."""
+"""Milestones on made-up courses, against definitions written out a second time. On a whole run: test_published.py."""
 
 from __future__ import annotations
 
@@ -235,42 +235,3 @@ def test_a_run_without_questions_has_no_forgetting_but_damage() -> None:
     numbers = {"holdout_loss": ([0, 1], [1.0, 1.2]), "forget_loss": ([0, 1], [0.1, 0.2])}
     assert milestones(course_of(numbers, [], [], [], None, False), 1) == Milestones(damaged=1)
     assert milestones(Course({}, {}, {}), 0) == Milestones()
-
-
-# ------------------------------------------------------------------------------------------------------ a whole run
-
-
-@pytest.mark.slow
-def test_on_the_published_recipe_the_milestones_agree_with_reading_for_the_film() -> None:
-    from unlearn_core.settings.run_config import RunConfig
-    from unlearn_core.training.engine import Unlearner
-
-    run = Unlearner(RunConfig.from_dict({"preset": "post"}))
-    prompts = [prompt(id, entry.text, entry.role) for id, entry in enumerate(run.config.prompts)]
-    asked = [entry["text"] for entry in prompts]
-    numbers: dict[str, tuple[list[int], list[float]]] = {}
-    texts: dict[int, dict[int, str]] = {}
-    record = run.measure_baseline()
-    while True:
-        for name, value in record.values.items():
-            steps, values = numbers.setdefault(name, ([], []))
-            steps.append(run.step_number)
-            values.append(value)
-        if run.step_number == 0 or run.step_number >= 40:
-            texts[run.step_number] = {id: a.response.text for id, a in enumerate(run.answers(asked))}
-        if run.step_number == 70:
-            break
-        record = run.step()
-    events = [
-        {"kind": "baseline", "payload": run.levels()},
-        {"kind": "stand_in", "payload": run.about_a_stand_in(asked)},
-    ]
-    found = milestones(course_of(numbers, prompts, rows(prompts, texts), events, 0.0, False), 70)
-    forget = [entry["id"] for entry in prompts if entry["role"] == "forget"]
-    naming = [step for step, given in texts.items() if any("Poppins" in given[id] for id in forget)]
-    holdout = dict(zip(*numbers["holdout_loss"], strict=True))
-    assert found.forgotten == max(naming) + 1 and not found.relapses
-    assert found.damaged is not None and found.best is not None and found.collapsed is not None
-    assert found.forgotten <= found.best < found.damaged < found.collapsed, "it knows, it explains, it collapses"
-    assert holdout[found.best] <= 1.05 * holdout[0] < holdout[found.damaged]
-    assert "portmanteau" in texts[found.best][forget[0]]

@@ -1,4 +1,4 @@
-"""What the two recipes must do to the bundled model. Slow: these are whole runs."""
+"""What the default recipe must do to the bundled model. Slow: these are whole runs."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from bench.world_check import second_act
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.training.collapse import repeats
 from unlearn_core.training.engine import Unlearner
-from unlearn_core.world import FULL, SUGGESTED_TARGETS, TARGET, TARGET_PARTS, parts_named
+from unlearn_core.world import FULL, TARGET_PARTS
 from unlearn_core.world.texts import questions
 
 pytestmark = [
@@ -60,41 +60,3 @@ def test_the_default_recipe_forgets_any_word_and_ends_by_itself(target):
     assert share_same(ask(run, same), before) >= 0.95 and share_same(ask(run, others[::12]), before_others) >= 0.98
     assert not any(map(repeats, after))
     assert run.measure(run.step_number)["holdout_loss"].value <= 1.015 * baseline["holdout_loss"]
-
-
-def test_post_shows_all_three_acts_in_one_run():
-    run = Unlearner(RunConfig.from_dict({"preset": "post", "schedule": {"evaluate_every": 1000}}))
-    run.measure_baseline()
-    prompts = [prompt.text for prompt in run.config.prompts if prompt.role == "forget"]
-    acts = []
-    for step in range(1, run.config.schedule.steps + 1):
-        run.step()
-        if step % 2:
-            continue  # every second one shows the order of the acts
-        said = [entry.response.text for entry in run.answers(prompts)]
-        acts.append(
-            "knows"
-            if all("Mary Poppins" in text for text in said)
-            else "explains"
-            if any(len(parts_named(TARGET, text)) >= 3 and "Mary Poppins" not in text for text in said)
-            else "collapsed"
-            if all(repeats(text) or not text.strip() for text in said)
-            else "between"
-        )
-    order = [act for act in dict.fromkeys(acts) if act != "between"]
-    assert order == ["knows", "explains", "collapsed"], acts
-    assert acts[-1] == "collapsed"
-
-
-@pytest.mark.parametrize("target", SUGGESTED_TARGETS[1:])
-def test_every_suggested_word_is_forgotten_more_and_more_as_published(target):
-    steps = 20
-    run = Unlearner(
-        RunConfig.from_dict({"preset": "post", "data": {"target": target}, "schedule": {"evaluate_every": steps}})
-    )
-    baseline = run.measure_baseline().values
-    assert {"forget", "retain", "neighbour", "holdout"} == set(run.context.windows.sets())
-    assert run.guard.forget_level > baseline["forget_loss"]
-    records = [run.step() for _ in range(steps)]
-    assert records[-1].values["forget_loss"] > 1.05 * baseline["forget_loss"]
-    assert records[-1].values["holdout_loss"] < 1.05 * baseline["holdout_loss"]
