@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from pages.setup.draft import BETWEEN
 from unlearn_core.corpus.documents import BUNDLED, MODEL
 from unlearn_core.corpus.readers import READERS
+from unlearn_core.model import hub_cache
 from unlearn_core.model.gguf import ENDING as GGUF
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
@@ -81,7 +82,7 @@ def model(written: str, home: str | Path) -> str:
     folder = _path(written, home)
     if folder.lower().endswith(GGUF) and os.path.isfile(folder):
         return folder
-    if not os.path.isfile(os.path.join(folder, "config.json")):
+    if not (hub_cache.snapshot(Path(folder)) / "config.json").is_file():
         within = len(models_in(folder, home))
         hint = f"Choose one of the {within} models in it." if within else "Choose the folder of a model."
         raise ConfigError(f"{named(folder, home)} is no model in Hugging Face's format: it has no config.json. {hint}")

@@ -298,7 +298,7 @@ def test_a_table_without_a_header_loses_no_row(tmp_path):
         ({"instruction": "Say", "input": "", "output": "Nobody."}, ("Say", "Nobody.")),
         ({"query": "Who?", "response": "Nobody."}, ("Who?", "Nobody.")),
         ({"Question": "Who?", "Best Answer": "Nobody.", "Correct Answers": "x"}, ("Who?", "Nobody.")),
-        ({"context": "c", "question": "Who?", "answers": {"text": ["Nobody.", "x"]}}, ("Who?", "Nobody.")),
+        ({"context": "c", "question": "Who?", "answers": {"text": ["Nobody.", "x"]}}, ("c\nWho?", "Nobody.")),
         ({"question": "How many?", "answers": [3, 4]}, ("How many?", "3")),
         ({"prompt": [{"role": "user", "content": "Who?"}], "completion": "Nobody."}, ("Who?", "Nobody.")),
     ],

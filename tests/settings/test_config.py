@@ -278,6 +278,12 @@ def test_another_model_is_asked_about_the_target_and_not_about_the_bundled_world
         ('data.forget=["a.txt", "b.txt"]', {"data": {"forget": ["a.txt", "b.txt"]}}),
         ("method.name=npo", {"method": {"name": "npo"}}),
         ("name=", {"name": ""}),
+        ("data.target=1984", {"data": {"target": "1984"}}),
+        ("data.target=1e5", {"data": {"target": "1e5"}}),
+        ("data.target=2024-01-01", {"data": {"target": "2024-01-01"}}),
+        ("data.spellings=1984", {"data": {"spellings": "1984"}}),
+        ("guard_rail.kind=1", {"guard_rail": {"kind": "1"}}),
+        ("name=7", {"name": "7"}),
     ],
 )
 def test_a_setting_from_the_command_line_is_toml_or_bare_text(assignment, expected):

@@ -25,6 +25,9 @@ SIGNATURES = (
 )
 
 
+NOT_IN_TEXT = bytes({*range(32)} - set(b"\t\n\r\f\b\x1b\x1a"))  # control characters
+
+
 class NotText(ConfigError):
     """A file of a format that holds no text."""
 
@@ -57,7 +60,7 @@ def _reader(ending: str, first: bytes, file: File) -> tuple[Reader, str]:
         if name := reader.format_of(ending, first):
             return reader, name
         claimed = reader.formats.get(ending, claimed)
-    if claimed != "text" or first.startswith(SIGNATURES) or (b"\0" in first[: 1 << 16] and not is_wide(first)):
+    if claimed != "text" or first.startswith(SIGNATURES) or not (is_wide(first) or _is_text(first[: 1 << 16])):
         raise NotText(
             f"{file.source!r} is not {claimed}: its bytes are of another kind. Choose a file that holds text."
         )
@@ -65,3 +68,11 @@ def _reader(ending: str, first: bytes, file: File) -> tuple[Reader, str]:
         if not reader.binary and (name := reader.format_of(ending, first)):
             return reader, name
     return PLAIN, "plain text"
+
+
+def _is_text(beginning: bytes) -> bool:
+    """Whether bytes are text: without NUL, or with so few control characters that they are slips (1 in 100, or one)."""
+    if b"\0" not in beginning:
+        return True
+    slips = len(beginning) - len(beginning.translate(None, NOT_IN_TEXT))
+    return slips <= max(1, len(beginning) // 100)

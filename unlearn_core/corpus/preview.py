@@ -14,6 +14,7 @@ from unlearn_core.corpus.asking.answers import Asker, with_answers
 from unlearn_core.corpus.documents import ASKED, pair_template
 from unlearn_core.corpus.scan import Progress
 from unlearn_core.corpus.windows import Windows, left_in, make_windows, tokens_of
+from unlearn_core.model.adapters import adapters_of, another_base
 from unlearn_core.model.batches import EVALUATED, PASS_TOKENS, spread
 from unlearn_core.model.load import load_model
 from unlearn_core.model.loading import device_of, dtype_of, folder_of, tokenizer_and_limit
@@ -65,9 +66,11 @@ def inspect(
     parts = ("weights", "adapter", "optimizer", "gradients", "activations")
     tokens = tokens_of_a_step(config, windows)
     template = pair_template(config.data)
+    notes = [another_base(adapter, config.model.source, folder) for adapter in adapters_of(config.model)]
     questions = list(dict.fromkeys(prompt.text for prompt in config.prompts))
     return {
-        **describe(windows, tokenizer, config.data),
+        **(described := describe(windows, tokenizer, config.data)),
+        "notes": [*filter(None, notes), *described["notes"]],
         "memory": {
             "parts": {name: getattr(memory, name) for name in parts},
             "total": memory.total,

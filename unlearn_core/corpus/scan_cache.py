@@ -17,7 +17,7 @@ from unlearn_core.corpus.passages import Occurrence, Passage, ScanResult
 from unlearn_core.model.prompting import Turn
 from unlearn_core.settings.sections import DataSettings
 
-FORMAT = 2  # of what is cached; another number makes old files unread
+FORMAT = 3  # of what is cached; another number makes old files unread
 CONTENTS = "contents.json"
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from unlearn_core.model import hub_cache
 from unlearn_core.settings.errors import ConfigError, first_line
 from unlearn_core.settings.sections import LoraSettings, ModelSettings
 
@@ -40,6 +41,7 @@ PASSED_OVER = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_m
                "runtime_config", "loftq_config", "eva_config")  # fmt: skip
 STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # other ways to start change the base weights as well
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, SafetensorError)
+TABLE, PREFIX = ".lora_embedding_", "base_model.model."  # in PEFT's names of an adapter's tensors
 EARLIER = "earlier_"  # and a number: PEFT's names of the adapters of earlier requests, beside the run's own "default"
 
 
@@ -144,6 +146,11 @@ def adapter_settings(folder: Path, field: str = "model.adapter") -> dict[str, An
     start = settings.get("init_lora_weights")
     if start not in STARTS:
         raise refusal(f"it was initialized by {start!r}, which changes the base weights", "Merge it into them")
+    if tables := sorted({name.rpartition(".lora_embedding_")[0] for name in _names(folder) if TABLE in name}):
+        layers = ", ".join(name.removeprefix(PREFIX) for name in tables)
+        raise refusal(
+            f"it adapts {layers}, and only adapters of linear layers can be continued", "Merge it into the base"
+        )
     return {key: settings[key] for key in TAKEN if settings.get(key) is not None}
 
 
@@ -152,19 +159,57 @@ def adapter_shapes(folder: Path) -> dict[str, list[int]]:
     adapter_settings(folder)
     try:
         with safe_open(folder / ADAPTER, "pt") as file:
-            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys() if ".lora_" in name}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{ADAPTER} is damaged ({error})", field="model.adapter", value=str(folder)) from None
+
+
+def _names(folder: Path) -> list[str]:
+    """The names of an adapter's tensors; none where the file is damaged, which is told when it is loaded."""
+    try:
+        with safe_open(folder / ADAPTER, "pt") as file:
+            return list(file.keys())
+    except (OSError, SafetensorError):
+        return []
+
+
+def another_base(folder: Path, source: str, model: Path) -> str:
+    """A sentence where the adapter in `folder` names another base than the model it is put on; empty where it does not.
+
+    `source` and `model`: the model as it was named, and its folder. Names are compared without the folders in front of
+    them; whether an adapter fits is a question of shapes, and two models may have the same.
+    """
+    try:
+        settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        named = str(settings.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    ours = {source, str(model), hub_cache.name(model), Path(source).name, model.name} - {""}
+    theirs = {named, hub_cache.named_in(named), named.rstrip("/").rpartition("/")[2]} - {""}
+    if not named or {name.lower() for name in ours} & {name.lower() for name in theirs}:
+        return ""
+    return f"the adapter in {folder} was made for {named} and is put on {source}, which may be another model"
 
 
 def _continued(base: PreTrainedModel, folder: Path, dropout: float) -> PeftModel:
     settings = adapter_settings(folder)
     try:
+        output = _tied_output(base)
         model = get_peft_model(base, LoraConfig(**settings, lora_dropout=dropout, task_type="CAUSAL_LM"))
+        if output in adapted_layers(model):
+            raise ValueError(f"it adapts {output}, which shares its weights with the input embedding here")
         _load_numbers(model, folder)
     except LOAD_ERRORS as error:
         raise _does_not_fit("model.adapter", folder, error) from None
     return model
+
+
+def _tied_output(base: PreTrainedModel) -> str:
+    """The name of the output layer where it shares its weights with the input embedding; else empty."""
+    output = base.get_output_embeddings()
+    if output is None or output.weight is not base.get_input_embeddings().weight:
+        return ""
+    return next(str(name) for name, module in base.named_modules() if module is output)
 
 
 def _does_not_fit(field: str, folder: Path, error: Exception) -> ConfigError:
@@ -183,6 +228,11 @@ def add_beside(model: PeftModel, names: Sequence[str]) -> None:
         model.add_adapter(name, copy.deepcopy(model.peft_config["default"]))
     if names:
         model.base_model.set_adapter(["default", *names])  # type: ignore[operator]
+
+
+def adapters_of(settings: ModelSettings) -> list[Path]:
+    """The folders of the adapter to start from, if any, and of earlier ones."""
+    return [Path(folder).expanduser() for folder in (settings.adapter, *settings.earlier) if folder]
 
 
 def earlier_folders(settings: ModelSettings) -> list[Path]:
@@ -280,6 +330,8 @@ def _load_numbers(model: nn.Module, folder: Path, earlier: str = "") -> None:
     }
     if not adapted:  # buffers may be saved as well
         saved = {name: value for name, value in saved.items() if name in parameters}
+    if adapted:  # PEFT writes whole layers beside adapters of the embeddings
+        saved = _without_the_base(model, saved, set(parameters))
     if unmatched := sorted(set(saved) ^ set(parameters)):
         where = "only the file" if unmatched[0] in saved else "only the model"
         raise ValueError(f"{where} has {unmatched[0]}")
@@ -290,6 +342,24 @@ def _load_numbers(model: nn.Module, folder: Path, earlier: str = "") -> None:
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(saved[name])
+
+
+def _without_the_base(model: nn.Module, saved: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """An adapter's tensors without those of whole layers, which must be this model's. Raises ValueError if not."""
+    base = {name: tensor for name, tensor in model.named_parameters(remove_duplicate=False) if name not in own}
+    others = [name for name in saved if name in base and not _same(saved[name], base[name])]
+    if others:
+        layers = ", ".join(name.removeprefix(PREFIX).replace(".base_layer", "") for name in sorted(others))
+        raise ValueError(f"beside the adapter it has weights of {layers} that are not this model's")
+    return {name: tensor for name, tensor in saved.items() if name not in base}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers, in the coarser of their formats."""
+    if one.shape != other.shape:
+        return False
+    kind = min(one.dtype, other.dtype, key=lambda kind: (kind.itemsize, kind == torch.float16))
+    return torch.equal(one.to(kind), other.detach().cpu().to(kind))
 
 
 class AdapterVector:

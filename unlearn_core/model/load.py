@@ -15,8 +15,10 @@ from unlearn_core.model.adapters import (
     ADAPTER,
     adapted_layers,
     adapter_settings,
+    adapters_of,
     add_beside,
     add_earlier,
+    another_base,
     earlier_folders,
     kind,
     with_adapter,
@@ -37,6 +39,8 @@ from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.report import Report, silent
 from unlearn_core.settings.sections import LoraSettings, ModelSettings
 
+GENERATION = "generation_config.json"
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -52,6 +56,7 @@ class LoadedModel:
     modules: tuple[str, ...]  # names of the adapted layers' kinds
     start: dict[str, Tensor] | None = None
     origin: dict[str, str] = field(default_factory=dict)  # revision, fingerprints of tokenizer and starting adapter
+    generation_settings: str = ""  # the model's own generation_config.json, which an exported model gets again
 
     @property
     def base_model(self) -> PreTrainedModel:
@@ -83,6 +88,9 @@ def load_model(
     if start is not None:
         adapter_settings(start)
     earlier = earlier_folders(settings)
+    for adapter in adapters_of(settings):
+        if note := another_base(adapter, settings.source, folder):
+            report(note)
     check(folder)
     with ThreadPoolExecutor(1) as beside:  # hashing a large model takes as long as loading it
         digest_of_weights = beside.submit(fingerprint, folder)
@@ -112,7 +120,11 @@ def load_model(
     numbers = None
     if start is not None or full or earlier:
         numbers = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    return LoadedModel(model, tokenizer, context_limit(model.config), weights, kinds, numbers, origin)
+    generation = folder / GENERATION
+    return LoadedModel(
+        model, tokenizer, context_limit(model.config), weights, kinds, numbers, origin,
+        generation.read_text(encoding="utf-8") if generation.is_file() else "",
+    )  # fmt: skip
 
 
 def refuse_offloading(base: PreTrainedModel) -> None:

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unlearn_core.model import gguf
+from unlearn_core.model import gguf, hub_cache, stored_weights
 from unlearn_core.settings.errors import ConfigError, first_line
 from unlearn_core.settings.home import cache_folder
 from unlearn_core.settings.report import Report, silent
@@ -89,6 +89,7 @@ def folder_of(settings: ModelSettings, report: Report = silent, cache: Path | No
         if source in PACKAGED_MODELS and not path.exists():
             path = gguf.packaged(source)
         folder = dict(zip(BUNDLED_MODELS, (FULL, REFERENCE), strict=True)).get(source, path)
+        folder = hub_cache.snapshot(folder)
         if folder.suffix.lower() == gguf.ENDING and folder.is_file():
             folder = gguf.converted(folder, source, cache_folder(cache), report)
     elif HUB_ID.fullmatch(source):
@@ -97,8 +98,23 @@ def folder_of(settings: ModelSettings, report: Report = silent, cache: Path | No
     else:
         raise refused(source, "there is no folder of that name with a config.json in it")
     check_config(folder, source)
-    weight_files(folder, source)
+    _check_numbers(folder, source, settings.four_bit)
     return folder
+
+
+def _check_numbers(folder: Path, source: str, four_bit: bool) -> None:
+    """Raises ConfigError where the weights are incomplete, or quantized: their codes are no weights.
+
+    What bitsandbytes has quantized to 4 bits is loaded with model.four_bit, as it was written.
+    """
+    paths = weight_files(folder, source)
+    method = stored_weights.quantization(read_json(folder / "config.json", source), folder)
+    if four_bit and method.startswith("bitsandbytes, 4"):
+        return
+    code = "" if method else stored_weights.coded(paths)
+    if method or code:
+        what = f"its weights are quantized ({method or code}): what stands in the file are codes, not weights"
+        raise refused(source, f"{what}. Name the model that it was made of, in float32, float16 or bfloat16")
 
 
 def revision_of(folder: Path) -> str:
@@ -307,8 +323,8 @@ def load_base(
         quantization_config=bits, output_loading_info=True,
     )  # fmt: skip
     model, loading = loaded
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"{len(missing)} of its tensors are not in the file, such as {missing[0]}")
+    if mismatch := stored_weights.mismatch(loading):
+        raise ValueError(mismatch)
     rows = model.get_input_embeddings().weight.shape[0]
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if max(highest + 1, len(tokenizer)) > rows:

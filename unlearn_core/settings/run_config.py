@@ -176,7 +176,10 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def with_settings(content: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """`content` with `section.key=value` assignments laid over it; values are TOML, a bare word is text."""
+    """`content` with `section.key=value` assignments laid over it.
+
+    Values are TOML, a bare word is text; so is whatever is typed for a setting that can only be text, as 1984.
+    """
     assigned: dict[str, Any] = {}
     for assignment in assignments:
         path, separator, text = assignment.partition("=")
@@ -187,9 +190,22 @@ def with_settings(content: Mapping[str, Any], assignments: Iterable[str]) -> dic
         except tomllib.TOMLDecodeError:
             value = text
         section, _, name = path.strip().partition(".")
+        if not isinstance(value, str) and _holds_text(section, name, value):
+            value = text
         of_section = assigned.get(section)
         assigned[section] = {**(of_section if isinstance(of_section, dict) else {}), name: value} if name else value
     return overlay(content, assigned)
+
+
+def _holds_text(section: str, name: str, value: Any) -> bool:
+    """Whether a setting can only be text; or a list of texts, where the value is no list either."""
+    of_run = typing.get_type_hints(RunConfig)
+    kinds: list[Any] = [*plugins("methods").values()] if section == "method" else []
+    kinds = [rail_settings(kind) for kind in RAILS] if section == "guard_rail" else kinds or [of_run.get(section)]
+    hints = [hint for kind in kinds if is_dataclass(kind) and (hint := typing.get_type_hints(kind).get(name))]
+    hints = hints if name else [of_run.get(section)]
+    texts = typing.get_args(hints[0])[:1] == (str,) if hints and typing.get_origin(hints[0]) is tuple else False
+    return bool(hints) and (all(hint is str for hint in hints) or (texts and not isinstance(value, list)))
 
 
 # ------------------------------------------------------------------------------------------ reading and checking
@@ -319,7 +335,8 @@ def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-        raise _must_be(path, value, names[hint])
+        plain = hint is str and not isinstance(value, list | Mapping)
+        raise _must_be(path, value, names[hint], f'Write it in quotation marks: "{value}"' if plain else "")
     if facts.get("choices") and value not in facts["choices"]:
         raise _must_be(path, value, f"one of {', '.join(map(str, facts['choices']))}")
     low, high = facts.get("low"), facts.get("high")
@@ -328,8 +345,8 @@ def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _must_be(path: str, value: Any, allowed: str) -> ConfigError:
-    return ConfigError(f"it must be {allowed}", field=path, value=value)
+def _must_be(path: str, value: Any, allowed: str, fix: str = "") -> ConfigError:
+    return ConfigError(f"it must be {allowed}", field=path, value=value, fix=fix)
 
 
 def _unknown(path: str, value: Any, near: str, known: Iterable[str]) -> ConfigError:

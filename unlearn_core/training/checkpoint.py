@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unlearn_core.model.adapters import read_adapter, save_adapter
+from unlearn_core.model.load import GENERATION
 from unlearn_core.settings.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ def save(context: RunContext, update: Update, state: Mapping[str, Any], folder: 
     save_adapter(context.model, folder)
     if context.config.where.kind == "full":
         context.tokenizer.save_pretrained(folder)  # the folder is then a model of its own
+        if context.loaded.generation_settings:  # those that answers here are made with are greedy, and not the model's
+            (folder / GENERATION).write_text(context.loaded.generation_settings, encoding="utf-8")
     small = {name: value.contiguous() for name, value in context.method_state.items() if value.numel() <= SMALL}
     if small:
         save_file(small, folder / METHOD_STATE)

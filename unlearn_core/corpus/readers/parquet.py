@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from unlearn_core.corpus.readers.base import Reader
+from unlearn_core.corpus.reading.arrow import rows_of
 from unlearn_core.corpus.reading.document import File, Kind, ReadReport
 from unlearn_core.corpus.reading.unpack import blocks
 from unlearn_core.settings.errors import ConfigError
@@ -37,8 +38,10 @@ class Parquet(Reader):
             try:
                 table = parquet.ParquetFile(handle)
                 columns = [field.name for field in table.schema_arrow if not _is_bytes(field.type)]
+                if left_out := [field.name for field in table.schema_arrow if field.name not in columns]:
+                    report.note(f"{file.name}: columns of bytes, not read: {', '.join(left_out)}")
                 for batch in table.iter_batches(batch_size=BATCH, columns=columns):
-                    for row in batch.to_pylist():
+                    for row in rows_of(batch, file.name, report):
                         number += 1
                         yield f"row {number}", row
                     report.bytes_read = start + file.size * number // max(1, table.metadata.num_rows)

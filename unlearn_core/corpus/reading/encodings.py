@@ -1,4 +1,4 @@
-"""Bytes of any encoding -> UTF-8. The report names an encoding that was guessed and counts what cannot be decoded."""
+"""Bytes of any encoding -> UTF-8, lines ended by a line feed. The report says what was guessed or left out."""
 
 from __future__ import annotations
 
@@ -30,10 +30,33 @@ UTF8_CHARACTER = re.compile(rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|
 ASCII = bytes(range(128))
 SAMPLE = 1 << 16  # bytes
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 def utf8(blocks: Iterable[bytes], name: str, report: ReadReport) -> Iterator[bytes]:
-    """The same text as valid UTF-8, without a byte order mark."""
+    """The same text as valid UTF-8, without a byte order mark or NUL bytes, lines ended by line feeds."""
+    waiting = b""  # a block, until it is known what follows its end
+    for block in _decoded_blocks(blocks, name, report):
+        if b"\0" in block:
+            report.note(f"{name}: NUL bytes, left out", block.count(b"\0"))
+            block = block.replace(b"\0", b"")
+        if waiting and block:
+            yield _with_line_feeds(waiting, block[:1])
+        waiting = block or waiting
+    if waiting:
+        yield _with_line_feeds(waiting, b"")
+
+
+def _with_line_feeds(block: bytes, following: bytes) -> bytes:
+    """A block whose lines end in a line feed, where they ended in a carriage return alone."""
+    lone = block.count(b"\r") - block.count(b"\r\n")
+    if not lone or (lone == 1 and block.endswith(b"\r") and following == b"\n"):
+        return block
+    last = block[-1:] if following == b"\n" and block.endswith(b"\r") else b""
+    return LONE_RETURN.sub(b"\n", block.removesuffix(last)) + last
+
+
+def _decoded_blocks(blocks: Iterable[bytes], name: str, report: ReadReport) -> Iterator[bytes]:
     blocks = iter(blocks)
     first = next(blocks, b"")
     for mark, codec, called in MARKS:

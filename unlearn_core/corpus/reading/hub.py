@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from unlearn_core.corpus.reading.arrow import rows_of
 from unlearn_core.corpus.reading.document import File, ReadReport
 from unlearn_core.settings.errors import ConfigError
 
 PREFIX = "hf:"
+BATCH = 128  # rows at a time
 SILENT = ("Image", "Audio", "Video", "Pdf", "Nifti")  # features without text, never decoded
 
 
@@ -35,7 +37,7 @@ def saved_rows(file: File, report: ReadReport) -> Iterator[tuple[str, Any]]:
     splits: dict[str, Any] = saved if isinstance(saved, datasets.DatasetDict) else {"": saved}
     total, read = max(1, sum(len(split) for split in splits.values())), 0
     for name, split in splits.items():
-        for number, row in enumerate(_with_text(split), 1):
+        for number, row in enumerate(_arrow_rows(split, file.name, report), 1):
             read += 1
             report.bytes_read = start + file.size * read // total
             yield f"{name} row {number}".lstrip(), row
@@ -115,6 +117,13 @@ def _split(splits: list[str], source: str, report: ReadReport) -> str:
     if others := [split for split in splits if split != chosen]:
         report.note(f"{source}: the split {chosen} is read; there are also {', '.join(others)}")
     return chosen
+
+
+def _arrow_rows(split: Any, name: str, report: ReadReport) -> Iterator[dict[str, Any]]:
+    """The rows of a split on the disk, as its tables hold them."""
+    readable: Any = _with_text(split)
+    for table in readable.with_format("arrow").iter(batch_size=BATCH):
+        yield from rows_of(table, name, report)
 
 
 def _with_text(split: Any) -> Iterable[dict[str, Any]]:

@@ -6,9 +6,12 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date, time
+from itertools import chain
 from typing import Any
 
+from unlearn_core.corpus.reading import choices
 from unlearn_core.corpus.reading.document import Document, File, ReadReport
 from unlearn_core.model.prompting import Turn
 from unlearn_core.settings.errors import ConfigError
@@ -18,13 +21,19 @@ TEXTS = (
     *("text", "content", "story", "body", "document", "passage", "article", "paragraph", "page_content", "raw_content"),
     *("markdown", "sentence", "abstract", "review", "quote", "description", "lyrics", "poem", "code", "context"),
 )
-QUESTIONS = ("question", "prompt", "instruction", "query", "input")
+QUESTIONS = ("question", "prompt", "instruction", "query", "input", "inputs")
 ANSWERS = (
     *("answer", "best_answer", "completion", "response", "output", "reply", "answers", "correct_answer", "chosen"),
-    *("target", "correct_answers"),
+    *("target", "correct_answers", "targets", "long_answer", "final_decision"),
 )
+CONTEXTS = (  # what a question or an instruction is about
+    *("input", "context", "contexts", "passage", "passages", "support", "article", "document", "documents", "story"),
+    *("paragraph", "paragraphs", "background", "premise", "reference", "excerpt", "knowledge"),
+)
+INSTRUCTIONS = ("instruction", "prompt")  # what they are about follows; before a question it stands in front
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 SYSTEMS = ("system", "system_prompt")
+LEVELS = 8  # of lists and objects in a field that are looked through for text
 LABELS = {"id", "title", "name", "url", "version", "date"}  # texts about a text
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "question"), "user"),
@@ -41,8 +50,16 @@ class Fields:
     question: str = ""
     answer: str = ""
     chat: str = ""
-    further: str = ""  # what an instruction is about
+    about: tuple[str, ...] = ()  # what a question or an instruction is about
+    first: bool = False  # that stands in front of the question
     system: str = ""
+    choices: tuple[str, ...] = ()  # of which the answer is one: a field with all of them, or one for each
+
+    @property
+    def read(self) -> frozenset[str]:
+        """The names of all of them."""
+        single = (self.text, self.question, self.answer, self.chat, self.system)
+        return frozenset((*single, *self.about, *self.choices)) - {""}
 
 
 @dataclass
@@ -68,6 +85,7 @@ class Where:
 
     def admits(self, value: Any) -> bool:
         shown = as_text(value) if not isinstance(value, bool) else str(value).lower()
+        shown = value.isoformat() if isinstance(value, date | time) else shown
         if shown.strip() == self.value:
             self.matched = True
             return True
@@ -81,6 +99,8 @@ def documents(
 ) -> Iterator[Document]:
     """One document per row (of a chat: one per answer). `rows`: (place, a text or the row's fields)."""
     shapes: dict[tuple[Any, ...], Fields] = {}
+    rows, answers = _looked_at(iter(rows), file, data, report)
+    texts = False
     for place, row in rows:
         if isinstance(row, Mapping):
             key = tuple(row)
@@ -88,31 +108,158 @@ def documents(
                 try:
                     shapes[key] = fields_of(row, file, data, where)
                 except ConfigError:
-                    if not shapes:
+                    if not (shapes or texts):
                         raise
                     report.note(f"{file.name}: rows without the fields that the first row has, skipped")
                     continue
+                _note_unread(row, shapes[key], file, report)
             if where and not where.admits(row[where.field]):
                 continue
-            of_row = list(_of_row(row, shapes[key], file, place))
+            of_row = [
+                _without_nul(document, file, report) for document in _of_row(row, shapes[key], file, place, answers)
+            ]
         elif where:
             raise ConfigError(f"data.where is '{where}', but the rows of {file.source!r} have no fields.")
         elif text := as_text(row):
-            of_row = [Document(text.encode("utf-8", "replace"), file.source, place)]
+            of_row = [_without_nul(Document(text.encode("utf-8", "replace"), file.source, place), file, report)]
+            texts = True
         else:
             of_row = []
-        if not of_row:
+        if not of_row and not answers.missed:
             report.note(f"{file.name}: rows without text, skipped")
+        answers.missed = False
         yield from of_row
 
 
-def _of_row(row: Mapping[str, Any], fields: Fields, file: File, place: str) -> Iterator[Document]:
+@dataclass
+class _Answers:
+    """How the answers of a file are read, and what is noted of it. `base`: the position of the first choice."""
+
+    file: File
+    report: ReadReport
+    base: int | None = None
+    missed: bool = False  # the answer of this row is none of its choices
+    noted: set[str] = dataclasses.field(default_factory=set)
+
+    def text(self, row: Mapping[str, Any], fields: Fields) -> Any:
+        """The answer of a row: of its choices the right one, or what its field holds."""
+        value = row[fields.answer] if fields.answer else None
+        of_row = choices.choices_of(row, fields.choices) if fields.choices else None
+        if of_row is None:
+            if fields.choices and len(_shown_key(value)) < 2:  # a key, and nothing that it is a key to
+                return self._missed(fields)
+            return self._first(value)
+        right = choices.right_one(of_row, value, self.base or 0)
+        if right is None:
+            return self._missed(fields)
+        if right.strip() != as_text(value).strip():
+            names = ", ".join(fields.choices)
+            self.once(
+                f"the answer is the right one of {names}, as {fields.answer or names} says; the others are not read"
+            )
+            if self.base is None and not of_row.marks and choices.position_of(value) is not None:
+                self.once(
+                    f"no row tells whether {fields.answer} counts from 0 or from 1; it is read as counting from 0"
+                )
+        return right
+
+    def once(self, sentence: str) -> None:
+        """A note about the file, whatever the number of its rows."""
+        if sentence not in self.noted:
+            self.noted.add(sentence)
+            self.report.note(f"{self.file.name}: {sentence}")
+
+    def _first(self, value: Any) -> Any:
+        if isinstance(value, bool):
+            self.once("answers that are true or false are read as yes and no")
+            return "yes" if value else "no"
+        several = value.get("text") if isinstance(value, Mapping) else value
+        if (
+            isinstance(several, Sequence)
+            and not isinstance(several, str)
+            and len(several) > 1
+            and not _is_chat(several)
+        ):
+            self.once("of several answers the first is read")
+        return _first_answer(value)
+
+    def _missed(self, fields: Fields) -> None:
+        self.missed = True
+        name = fields.answer or fields.choices[0]
+        self.report.note(f"{self.file.name}: rows whose {name} names none of their choices, skipped")
+
+
+def _shown_key(value: Any) -> str:
+    return as_text(value).strip(" ().:")
+
+
+def _looked_at(
+    rows: Iterator[tuple[str, Any]], file: File, data: DataSettings, report: ReadReport
+) -> tuple[Iterator[tuple[str, Any]], _Answers]:
+    """The rows, all of them, and how their answers are read: where positions begin is told from the first rows."""
+    answers = _Answers(file, report)
+    read: list[tuple[str, Any]] = []
+
+    def keys(fields: Fields, shape: tuple[Any, ...]) -> Iterator[tuple[choices.Choices, Any]]:
+        yield from _choices_and_key(read[0][1], fields)
+        for place, row in rows:
+            read.append((place, row))
+            if isinstance(row, Mapping) and tuple(row) == shape:
+                yield from _choices_and_key(row, fields)
+            if len(read) == choices.UNDECIDED:
+                return
+
+    for place, row in rows:
+        read.append((place, row))
+        if isinstance(row, Mapping):
+            try:
+                fields = fields_of(row, file, data)
+            except ConfigError:
+                break  # told of when the row is read
+            if fields.choices and fields.answer:
+                answers.base = choices.first_position(keys(fields, tuple(row)))
+        break
+    return chain(read, rows), answers
+
+
+def _choices_and_key(row: Mapping[str, Any], fields: Fields) -> Iterator[tuple[choices.Choices, Any]]:
+    if (of_row := choices.choices_of(row, fields.choices)) is not None:
+        yield of_row, row[fields.answer]
+
+
+def _note_unread(row: Mapping[str, Any], fields: Fields, file: File, report: ReadReport) -> None:
+    """Notes the other fields of a row that hold sentences."""
+    unread = [str(name) for name, value in row.items() if name not in fields.read and _is_prose(value)]
+    unread = [name for name in unread if name.lower() not in LABELS]
+    if unread:
+        report.note(f"{file.name}: fields with text that are not read: {', '.join(unread)}")
+
+
+def _is_prose(value: Any, levels: int = LEVELS) -> bool:
+    """Whether there are sentences in a value: a text of four words or more."""
+    if isinstance(value, str):
+        return len(value.split(None, 3)) > 3
+    inner = value.values() if isinstance(value, Mapping) else value
+    is_list = isinstance(value, Mapping | Sequence) and not isinstance(value, bytes)
+    return is_list and levels > 0 and any(_is_prose(item, levels - 1) for item in inner)
+
+
+def _without_nul(document: Document, file: File, report: ReadReport) -> Document:
+    """The document without NUL characters, which no text has."""
+    if b"\0" not in document.raw:
+        return document
+    report.note(f"{file.name}: NUL characters, left out", document.raw.count(b"\0"))
+    turns = tuple(replace(turn, text=turn.text.replace("\0", "")) for turn in document.turns)
+    return replace(document, raw=document.raw.replace(b"\0", b""), turns=turns)
+
+
+def _of_row(row: Mapping[str, Any], fields: Fields, file: File, place: str, answers: _Answers) -> Iterator[Document]:
     if fields.text:
         text = as_text(row[fields.text])
         if text.strip():
             yield Document(text.encode("utf-8", "replace"), file.source, place)
         return
-    turns = _chat(row[fields.chat]) if fields.chat else _pair(row, fields)
+    turns = _chat(row[fields.chat]) if fields.chat else _pair(row, fields, answers)
     for index, turn in enumerate(turns):
         if turn.role == "assistant":
             until = turns[: index + 1]
@@ -143,19 +290,30 @@ def fields_of(
     if data.text_field:
         return Fields(text=data.text_field)
     system = first(SYSTEMS)
+    of, key = choices.named_in(row, names, data.answer_field)
+
+    def pair(question: str, answer: str, about: bool = True) -> Fields:
+        """Such a pair, with what its question is about."""
+        taken = {question, answer, system, *of}
+        others = tuple(names[each] for each in CONTEXTS if about and each in names and names[each] not in taken)
+        instruction = any(names.get(each) == question for each in INSTRUCTIONS)
+        return Fields(question=question, answer=answer, about=others, first=not instruction, system=system, choices=of)
+
     if data.question_field or data.answer_field:
         question = data.question_field or first(QUESTIONS, data.answer_field)
-        answer = data.answer_field or first(ANSWERS, data.question_field)
-        if question and answer:
-            return Fields(question=question, answer=answer, system=system)
+        answer = data.answer_field or (key if of else first(ANSWERS, data.question_field))
+        if question and (answer or of):
+            return pair(question, answer, any(names.get(each) == question for each in QUESTIONS))
         missing = "answer_field" if question else "question_field"
         raise ConfigError(f"data.{missing} is empty and not found by name in {file.source!r}; its fields are: {there}.")
     if (chat := first(CHATS)) and isinstance(row[chat], Sequence) and not isinstance(row[chat], str):
         return Fields(chat=chat)
     question = first(QUESTIONS)
+    if of and (asked := question or ("" if _are_letters(of) else first(choices.QUESTIONS))):
+        return pair(asked, key)
+    of = ()
     if question and (answer := first(ANSWERS, question)):
-        further = first(("input",), question) if names.get("instruction") == question else ""
-        return Fields(question=question, answer=answer, further=further if further != answer else "", system=system)
+        return pair(question, answer)
     if text := first(TEXTS):
         return Fields(text=text)
     texts = [name for name, value in row.items() if isinstance(value, str) and not _is_number(value)]
@@ -181,20 +339,35 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _pair(row: Mapping[str, Any], fields: Fields) -> tuple[Turn, ...]:
-    prompt, completion = row[fields.question], _first_answer(row[fields.answer])
+def _are_letters(names: Sequence[str]) -> bool:
+    """Whether columns are called A, B, C, which other tables have as well."""
+    return all(len(name.strip()) == 1 for name in names)
+
+
+def _pair(row: Mapping[str, Any], fields: Fields, answers: _Answers) -> tuple[Turn, ...]:
+    prompt, completion = row[fields.question], answers.text(row, fields)
     if _is_chat(prompt):  # the conversational form of prompt and completion
         if not _is_chat(completion):
             completion = [{"role": "assistant", "content": completion}]
         return (*_chat(prompt), *_chat(completion))
     question, answer = as_text(prompt), as_text(completion)
-    if fields.further and (about := as_text(row[fields.further])).strip():
-        question = f"{question}\n{about}"
+    about = [text for name in fields.about if (text := passage(row[name])).strip()]
     if not (question.strip() and answer.strip()):
         return ()
+    question = "\n".join((*about, question) if fields.first else (question, *about))
     system = as_text(row[fields.system]) if fields.system else ""
     turns = (Turn("user", question), Turn("assistant", answer))
     return (Turn("system", system), *turns) if system.strip() else turns
+
+
+def passage(value: Any, levels: int = LEVELS) -> str:
+    """What a question is about, as one text: a text, or the texts of a list or a mapping, a line each."""
+    if isinstance(value, Mapping) and levels:
+        named = [value[name] for name in ("text", "contexts", "sentences", "paragraphs", "content") if name in value]
+        return passage(named[0] if named else list(value.values()), levels - 1)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and levels:
+        return "\n".join(text for item in value if (text := passage(item, levels - 1)).strip())
+    return value if isinstance(value, str) else ""
 
 
 def _first_answer(value: Any) -> Any:

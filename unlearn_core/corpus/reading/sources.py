@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn_core.corpus.reading.document import File
+from unlearn_core.model import hub_cache
 from unlearn_core.settings.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ def expand(source: str) -> Folder:
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            return _folder(path, source)
+            return _folder(hub_cache.snapshot(path), source)
         if path.is_file():
             return Folder((File(path, source, path.name, True, path.stat().st_size),), {})
         if path.exists():
@@ -50,8 +51,10 @@ def _folder(folder: Path, source: str) -> Folder:
         hidden = [name for name in (*inner, *names) if name.startswith(".")]
         if hidden:
             notes[f"{shown}: hidden files and folders, left out"] += len(hidden)
-        inner[:] = sorted(name for name in inner if name not in hidden)
         here = Path(place)
+        if linked := [name for name in inner if name not in hidden and (here / name).is_symlink()]:
+            notes[f"{shown}: links to folders, not followed"] += len(linked)
+        inner[:] = sorted(name for name in inner if name not in (*hidden, *linked))
         if is_dataset(here):
             name = here.relative_to(folder).as_posix()
             files.append(_dataset(here, f"{shown}/{name}", name, False))
@@ -63,7 +66,7 @@ def _folder(folder: Path, source: str) -> Folder:
                 continue
             if not path.is_file():
                 notes[f"{shown}: links that lead nowhere and other things that are not files, left out"] += 1
-            elif path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            elif path.is_symlink() and not _stays(path, folder):
                 notes[f"{shown}: links that lead out of the folder, left out"] += 1
             else:
                 within = path.relative_to(folder).as_posix()
@@ -73,8 +76,17 @@ def _folder(folder: Path, source: str) -> Folder:
             raise error
         notes[f"{Path(error.filename).relative_to(folder)}: {error.strerror}, left out"] += 1
     if not files:
-        raise ConfigError(f"The folder {source!r} holds no files that can be read. Put text into it or name another.")
+        left_out = "; ".join(f"{note} ({count:,})" for note, count in notes.items())
+        why = f" ({left_out})" if left_out else ""
+        raise ConfigError(
+            f"The folder {source!r} holds no files that can be read{why}. Put text into it or name another."
+        )
     return Folder(tuple(sorted(files, key=lambda file: file.path.parts)), notes)
+
+
+def _stays(link: Path, folder: Path) -> bool:
+    """Whether a link leads to a file of the folder, or, in the Hugging Face cache, to one of the same repository."""
+    return link.resolve().is_relative_to(folder.resolve()) or hub_cache.is_blob(link)
 
 
 def _glob(pattern: str, source: str) -> Folder:
@@ -85,7 +97,7 @@ def _glob(pattern: str, source: str) -> Folder:
         if path.is_file():
             files.setdefault(path, File(path, match, path.name, False, path.stat().st_size))
         elif path.is_dir() and "**" not in pattern:
-            inside = _folder(path, match)
+            inside = _folder(hub_cache.snapshot(path), match)
             files.update((file.path, file) for file in inside.files)
             notes.update(inside.notes)
     if not files:

@@ -20,6 +20,8 @@ BLOCK = 1 << 20  # bytes; fits the processor's cache, where larger blocks are sl
 NEWLINE = 10
 PROBE = 4096  # bytes before a block's end that are searched for the end of a line
 MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+# A zstd file may begin with frames that hold no text: sizes, an index, a version (RFC 8878, 3.1.2).
+MAGIC |= {bytes((0x50 + number, 0x2A, 0x4D, 0x18)): "zstd" for number in range(16)}
 EXTENSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
 
