@@ -70,7 +70,7 @@ def matches(text: str, target: str) -> list[str]:
         ("the the", "the the the", ["the the"]),
         ("東京", "私は東京に住む。東京！", ["東京", "東京"]),
         ("กรุงเทพ", "ฉันอยู่กรุงเทพมานาน", ["กรุงเทพ"]),
-        ("서울", "서울 사람, 서울특별시", ["서울"]),
+        ("서울", "서울 사람, 서울특별시", ["서울", "서울"]),
     ],
 )
 def test_every_occurrence_of_the_whole_word_is_found_whatever_its_case(target, text, expected, tmp_path):
@@ -199,12 +199,13 @@ def test_what_is_drawn_to_keep_is_uniform_over_the_corpus_and_takes_one_pass(tmp
 
 
 def test_a_text_to_keep_is_trained_on_from_its_second_token_and_ends_only_where_it_ends(tmp_path, tokenizer):
-    data = settings(tmp_path, "oslo", "oslo", "short text\n" + "long text " * 60, retain_lines=1)
+    data = settings(tmp_path, "oslo", "oslo", "cut text\n" + "long text " * 60 + "\nshort text\n\n", retain_lines=1)
     windows = make_windows(data, tokenizer, 32, 0)
-    short, long = sorted((*windows.retain, *windows.holdout), key=len)
+    cut, short, long = sorted((*windows.retain, *windows.holdout), key=lambda window: len(window.text))
     assert short.first_loss == long.first_loss == 1 and len(long) == 32
     assert short.ids == (*tokenizer("short text")["input_ids"], tokenizer.eos_token_id)
     assert long.ids == tuple(tokenizer("long text " * 60)["input_ids"][:32]), "a text that was cut has no end"
+    assert cut.ids == tuple(tokenizer("cut text")["input_ids"]), "nor has a line out of the middle of a text"
 
 
 @pytest.mark.slow

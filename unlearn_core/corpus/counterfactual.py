@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from unlearn_core.corpus.stand_ins import cased, stand_ins, words_of
 from unlearn_core.corpus.target import Target
 from unlearn_core.corpus.windows import tokens_of
+from unlearn_core.model.prompting import encode_with_offsets, ending_of
 from unlearn_core.model.window import Begin, Twin, Window
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import RunConfig
@@ -102,6 +103,8 @@ class Counterfactuals:
         words = words_of(self.name)
         named = config.data.partial_names and len(words) > 1 and not self.target.is_pattern
         self.parts = [word for word in words if word[:1].isupper()] if named else []
+        alone = replace(config.data, spellings=(), match="literal", whole_word=True, ignore_case=False)
+        self._part_targets = [Target(replace(alone, target=part)) for part in self.parts]
         self._words = {word.lower() for text in read for word in words_of(text)}
         self._originals: dict[Window, Original | None] = {}
         self.held_out: tuple[str, ...] = ()
@@ -201,35 +204,38 @@ class Counterfactuals:
         """(start, end, which word of the target; None: all of it) of everything that is replaced, in order."""
         marks: list[tuple[int, int, int | None]] = [(start, end, None) for start, end in self.target.find(text)]
         words = words_of(self.name)
-        for part in self.parts:
-            for match in re.finditer(rf"\b{re.escape(part)}\b", text):
-                if all(match.end() <= start or match.start() >= end for start, end, _ in marks):
-                    marks.append((*match.span(), words.index(part)))
+        for part, found in zip(self.parts, self._part_targets, strict=True):
+            for begin, stop in found.find(text):
+                if all(stop <= start or begin >= end for start, end, _ in marks):
+                    marks.append((begin, stop, words.index(part)))
         return sorted(marks, key=lambda mark: mark[:2])
 
     def _encoded(self, text: str, places: Sequence[Span], special: bool) -> Encoded:
-        encoded = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        if special:
+            return Encoded(*encode_with_offsets(self.tokenizer, text), places)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return Encoded(encoded["input_ids"], encoded["offset_mapping"], places)
 
     def _original(self, window: Window) -> Original | None:
         """The window's text as tokens, in which the window is found; None where it is no part of them."""
         text, places = self.replaced(window.text, "")
+        most = max(1, len(ending_of(self.tokenizer)))
         for special in (True, False):
             encoded = self._encoded(text, places, special)
             for opening in sorted({0, window.opening}):
                 ids = window.ids[opening:]
-                if (start := _place(encoded.ids, ids)) is not None:
+                if (start := _place(encoded.ids, ids, most)) is not None:
                     behind = ids[len(encoded.ids) - start :]
                     ended = encoded.ended(behind, len(text))
                     return Original(text, ended, ended.outside(), start, len(behind), special, opening)
         return None
 
 
-def _place(text: Sequence[int], ids: Sequence[int]) -> int | None:
-    """Where in a text's tokens some of them stand; the last may be behind its end. None where they do not."""
+def _place(text: Sequence[int], ids: Sequence[int], behind: int) -> int | None:
+    """Where in a text's tokens some of them stand; the last `behind` may be beyond its end. None where they do not."""
     for start in range(len(text)):
         there = tuple(text[start : start + len(ids)])
-        if there == tuple(ids[: len(there)]) and len(there) >= len(ids) - 1:
+        if there == tuple(ids[: len(there)]) and len(there) >= len(ids) - behind:
             return start
     return None
 

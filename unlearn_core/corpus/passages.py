@@ -254,6 +254,12 @@ class Pieces:
         end = int(self._ends[last - 1]) if last <= len(self._ends) else len(self._raw)
         return self._raw[start:end]
 
+    def ends(self, index: int) -> bool:
+        """Whether the document ends with this piece: it is not continued, and only blank lines follow."""
+        return not self._document.continues and all(
+            not self.raw(later).strip() for later in range(index + 1, self.count)
+        )
+
     def lines(self, index: int) -> tuple[int, int]:
         """The numbers of a piece's first and last line."""
         if not self._lines:

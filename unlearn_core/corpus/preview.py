@@ -19,7 +19,7 @@ from unlearn_core.model.batches import EVALUATED, PASS_TOKENS, spread
 from unlearn_core.model.load import load_model
 from unlearn_core.model.loading import device_of, dtype_of, folder_of, tokenizer_and_limit
 from unlearn_core.model.memory import available, check_before_loading, estimate_for, shape_for
-from unlearn_core.model.prompting import shown
+from unlearn_core.model.prompting import encode_with_offsets, shown
 from unlearn_core.model.reference import Reference
 from unlearn_core.settings.report import Report
 from unlearn_core.settings.run_config import RunConfig
@@ -145,9 +145,9 @@ def _pieces(
     if passage is None or data.everything:
         ids = tokenizer(data.target, add_special_tokens=False)["input_ids"]
     else:
-        encoded = tokenizer(passage.text, return_offsets_mapping=True)
+        every, offsets = encode_with_offsets(tokenizer, passage.text)
         mark = passage.occurrences[0]
-        ids = [encoded["input_ids"][i] for i in tokens_of(encoded["offset_mapping"], mark.start, mark.end)]
+        ids = [every[i] for i in tokens_of(offsets, mark.start, mark.end)]
     decoded = [str(tokenizer.decode([piece])) for piece in ids]
     if any("\N{REPLACEMENT CHARACTER}" in piece for piece in decoded):  # a token is a part of a character
         return [str(piece) for piece in tokenizer.convert_ids_to_tokens(ids)]

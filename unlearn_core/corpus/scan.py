@@ -12,7 +12,7 @@ import random
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -37,6 +37,7 @@ from unlearn_core.corpus.passages import (
     reaches,
 )
 from unlearn_core.corpus.reading.document import Document, ReadReport
+from unlearn_core.corpus.reading.unpack import lines_in
 from unlearn_core.corpus.scan_cache import ScanCache
 from unlearn_core.corpus.target import Target
 from unlearn_core.settings.errors import ConfigError
@@ -49,6 +50,8 @@ SAMPLE_BYTES = 4 << 20  # of the corpus, looked through for near spellings
 TELLING_LINE = 40  # characters; a shorter line may well be in two unrelated texts
 FEW = 20  # retain texts; fewer are noted
 PAIRED = ((b"{{", b"}}"), (b"{|", b"|}"), (b"[[", b"]]"))  # of markup
+EDGE = 4096  # bytes on either side of the end of a stretch in which a target is looked for that stands across it
+MOVED = 16  # lines at most: each may end amid the target, too
 REPORT_SECONDS = 0.2
 Report = Callable[["Progress"], None]
 
@@ -145,7 +148,7 @@ class CorpusScan:
 
     def _read(self, sources: Sequence[str], forget: bool, retain: bool, options: dict[str, str]) -> None:
         with closing(documents(sources, self.data, self.report, **options)) as stream:
-            for document in stream:
+            for document in stream if self.data.everything else unbroken(stream, self.target):
                 self.add(document, forget, retain)
                 if time.perf_counter() - self.reported_at >= REPORT_SECONDS:
                     self._report_progress()
@@ -285,9 +288,9 @@ class CorpusScan:
             parts = [(document.first_line, document.first_line, text)] if text.strip() else []
         else:
             parts = list(blocks(text, document.first_line, self.reach))
-        for first, last, block in parts:
+        for number, (first, last, block) in enumerate(parts, 1):
             self.hits += 1
-            whole = last == parts[-1][1] and not document.continues
+            whole = number == len(parts) and not document.continues
             mark = Occurrence(self._id(document, first, 0), 0, 0, _place(document, first))
             self._add(self._passage_of(document, block, first, last, (mark,), whole))
             self.forget_hashes.add(hash(block.encode()))
@@ -336,7 +339,8 @@ class CorpusScan:
         self.order += 1
         first, last = pieces.lines(index)
         short = raw[: 4 * self.reach] if len(raw) > 4 * self.reach else raw
-        return Draft(self.order, self.document, first, last, short, pieces.of, len(short) == len(raw))
+        whole = len(short) == len(raw) and pieces.ends(index)
+        return Draft(self.order, self.document, first, last, short, pieces.of, whole)
 
     # ------------------------------------------------------------------------------------------------- the result
 
@@ -366,6 +370,8 @@ class CorpusScan:
         def fits(passage: Passage) -> bool:
             if passage.text in texts or not passage.text or taken.overlap(passage):
                 return False
+            if self._holds_target(passage):
+                return False
             if telling and not passage.turns and not telling.isdisjoint(passage.text.split("\n")):
                 return False
             texts.add(passage.text)
@@ -390,6 +396,7 @@ class CorpusScan:
             holdout_lines = Ranges(holdout)
             beside = [passage for passage in beside if not holdout_lines.overlap(passage)]
             nearest = neighbours.nearest([p for p in forget if not p.topic], rest, beside, data)
+            nearest = [(passage, why) for passage, why in nearest if not self._holds_target(passage)]
             chosen = {id(passage) for passage, _ in nearest}
             near += [replace(passage, why=why) for passage, why in nearest]
             nearest_lines = Ranges([passage for passage, _ in nearest])
@@ -414,6 +421,10 @@ class CorpusScan:
         )
         counts = (self.hits, self.document, self.report.bytes_read)
         return ScanResult(tuple(forget), near_set, retain_set, holdout_set, *counts, notes=self.report.sentences())
+
+    def _holds_target(self, passage: Passage) -> bool:
+        """Whether a text that is to be kept holds the target, in any form, after all that was done to it."""
+        return not self.data.everything and bool(self.target.find(passage.text))
 
     def _hold_out(self, drawn: list[Passage]) -> tuple[list[Passage], list[Passage]]:
         """(holdout, the rest). Where there are fewer texts than both sets ask for, a text's own hash decides."""
@@ -442,6 +453,40 @@ class CorpusScan:
         text = b"\n".join(self.sample).decode("utf-8", "ignore")
         words = (match.group() for match in itertools.islice(regex.finditer(r"\w{3,}", text), 2_000_000))
         return never_occurs(self.data, words, self.searched)
+
+
+def unbroken(documents: Iterable[Document], target: Target) -> Iterator[Document]:
+    """The documents; where the target stands across the end of a stretch, that stretch goes on to its end."""
+    before: Document | None = None
+    for document in documents:
+        for _ in range(MOVED if before is not None and before.continues else 0):
+            assert before is not None
+            length = _across(before.raw[-EDGE:], document.raw[:EDGE], target)
+            if not length:
+                break
+            moved, rest = document.raw[:length], document.raw[length:]
+            before = replace(before, raw=before.raw + moved)
+            document = replace(document, raw=rest, first_line=document.first_line + lines_in(moved))
+        if before is not None:
+            yield before
+        before = document
+    if before is not None:
+        yield before
+
+
+def _across(behind: bytes, ahead: bytes, target: Target) -> int:
+    """Bytes of `ahead` up to the end of the line in which a target ends that begins in `behind`; 0 where none does."""
+    if not target.may_be_in(behind + ahead):
+        return 0
+    before = target.normal(behind.decode("utf-8", "ignore"))
+    after = target.normal(ahead.decode("utf-8", "ignore"))
+    end = max((end for start, end in target.find(before + after) if start < len(before)), default=0) - len(before)
+    if end <= 0:
+        return 0
+    moved = 0
+    for _ in range(after.count("\n", 0, end - 1) + 1):
+        moved = ahead.find(b"\n", moved) + 1 or len(ahead)
+    return moved if moved < len(ahead) else ahead.rfind(b" ") + 1
 
 
 def _place(document: Document, line: int) -> str:

@@ -10,17 +10,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 import regex
 
+from unlearn_core.corpus.folding import BREAKS, BytesFolding, Folded, Folding
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import DataSettings
 
 if TYPE_CHECKING:
     from unlearn_core.corpus.reading.document import Document
 
-# A letter or digit, except of Thai, Lao, Burmese, Khmer, Japanese and Chinese, which write words without blanks.
-SPACED = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-# Letters beyond ASCII that count as an ASCII letter where case does not matter, and those that NFC turns into ASCII.
-DISGUISED = {"i": "İı", "s": "ſ", "k": "\u212a", ";": "\u037e", "`": "\u1fef"}
-DOT = "\u0307"  # behind i: NFC joins the two to İ
+# A letter or digit. Not one of a script that writes words without blanks (Thai, Lao, Tibetan, Burmese, Khmer, Tai,
+# Balinese, Javanese, Japanese, Chinese) or writes particles onto the word (Korean).
+UNSPACED = (
+    r"\u0e00-\u109f\u1100-\u11ff\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\u1b00-\u1b7f\u3005-\u3007\u3040-\u318f"
+    r"\u31a0-\u31ff\u3400-\u9fff\ua960-\ua9ff\uaa60-\uaadf\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
+SPACED = rf"[^\W_{UNSPACED}]"
+# No whole word ends in front of a letter, nor in front of "_" with a letter behind it: that is a name in code, whereas
+# an underscore at the end marks _italics_.
+AFTER, BEFORE = rf"(?!_*{SPACED})", rf"(?<!{SPACED}_*)"
+# Hebrew and Arabic write "and", "in", "to" and the article in front of the word that follows.
+PREFIXES = "[ובהלכמש]{0,4}|[وف]?[بكلس]?(?:ال|ل)?"
+WITH_PREFIXES = r"[\u0590-\u06ff]"
+TONOS = re.compile(r"(?<=[\u0370-\u03ff\u0308])\u0301")
+VARIED = re.compile(r"[\s'\"`-]+")  # signs that a text may have in other forms, so that they are in no literal
 SECONDS_A_TEXT = 5.0  # the longest that a pattern may think about one text
 SECONDS_TO_JUDGE, SLOWEST = 10.0, 200_000  # after so many seconds it must have read so many characters in each
 
@@ -34,11 +45,13 @@ class Target:
         self.form = "" if data.normalization == "none" else data.normalization
         self.ignore_case = data.ignore_case
         self.whole_word = data.whole_word
-        texts = [self.normal(text) for text in (data.target, *data.spellings) if text]
+        self.folding = Folding(data.ignore_case)
+        texts = [form for text in (data.target, *data.spellings) if text for form in self._forms(text)]
         self.spellings: Sequence[str] = sorted(dict.fromkeys(texts), key=len, reverse=True)
         flags = regex.MULTILINE | (regex.IGNORECASE if data.ignore_case else 0)
         self._compiled = self._compile("|".join(self._branches()), flags)
-        self._filters = self._prefilters()
+        literals = [self._literal(text) for text in self.spellings]
+        self._filters, self._bytes_folding = prefilters(literals), BytesFolding("".join(literals))
         self._spent, self._read = 0.0, 0
 
     # ---------------------------------------------------------------------------------------------- compiling
@@ -49,11 +62,23 @@ class Target:
                 self._compile(text, 0)  # each on its own: "a)(b" is not a pattern although "(?:a)(b)" is
                 yield bounded(text) if self.whole_word else f"(?:{text})"
             elif self.whole_word:
-                before = f"(?<!{SPACED})" if regex.match(SPACED, text) else ""
-                after = f"(?!{SPACED})" if regex.search(rf"{SPACED}\Z", text) else ""
-                yield f"{before}{regex.escape(text)}{after}"
+                before = before_word(text) if regex.match(SPACED, text) else ""
+                after = AFTER if regex.search(rf"{SPACED}\Z", text) else ""
+                yield f"{before}{spread(text)}{after}"
             else:
-                yield regex.escape(text)
+                yield spread(text)
+
+    def _forms(self, text: str) -> Iterator[str]:
+        """A pattern as it is; a text in plain signs, and as Greek capitals have it, which carry no accent."""
+        text = self.normal(text)
+        if self.is_pattern:
+            yield text
+            return
+        text = self.folding.fold(text).text or text
+        yield text
+        parts = unicodedata.normalize("NFD", text)
+        if self.ignore_case and TONOS.search(parts):
+            yield unicodedata.normalize("NFC", TONOS.sub("", parts))
 
     def _compile(self, source: str, flags: int) -> Any:
         try:
@@ -78,7 +103,24 @@ class Target:
         return unicodedata.normalize(cast(Any, self.form), text)
 
     def find(self, text: str) -> list[tuple[int, int]]:
-        """(start, end) in characters of every occurrence, in order, none in another. `text` is in `normal` form."""
+        """(start, end) in characters of every occurrence, in order, none in another. `text` is in `normal` form.
+
+        It is searched in plain signs (see `folding`); for a pattern, which may ask for others, as it is, too.
+        """
+        if text.isascii():
+            return self._spans(text)
+        forms = [Folded(text)] if self.is_pattern else []
+        forms.append(self.folding.fold(text))
+        if any(sign in text for sign in BREAKS):
+            forms.append(self.folding.fold(text, between=" "))
+        every = {form.span(*span) for form in dict.fromkeys(forms) for span in self._spans(form.text)}
+        spans: list[tuple[int, int]] = []
+        for start, end in sorted(every, key=lambda span: (span[0], -span[1])):
+            if not spans or start >= spans[-1][1]:
+                spans.append((start, end))
+        return spans
+
+    def _spans(self, text: str) -> list[tuple[int, int]]:
         if not self.is_pattern:
             return [hit.span() for hit in self._compiled.finditer(text)]
         began = time.perf_counter()
@@ -115,9 +157,14 @@ class Target:
         filters = self._filters[markup]
         if filters is None:
             return True
-        if self.form == "NFKC" and not raw.isascii():
+        if any(wanted.search(raw) for wanted in filters):
             return True
-        return any(wanted.search(raw) for wanted in filters)
+        if raw.isascii():
+            return False
+        if self.form == "NFKC":
+            return True
+        folded = self._bytes_folding.fold(raw)
+        return folded is not None and any(wanted.search(folded) for wanted in filters)
 
     def may_hold(self, document: Document, raw: bytes) -> bool:
         """The same of (some of) a document's bytes. Of a page with markup, few are worth the parse that tells."""
@@ -125,49 +172,58 @@ class Target:
             return False
         return document.skim is None or self.may_be_in(raw) or self.may_be_in(document.skim(raw))
 
-    def _prefilters(self) -> dict[bool, list[Any] | None]:
-        """Patterns on bytes, without markup and with: one of them finds something in every text with the target.
+    def _literal(self, text: str) -> str:
+        """The longest ASCII text in every match of a spelling; empty where there is none."""
+        runs = required_literals(text) if self.is_pattern else re.findall(r"[\x01-\x7f]+", text)
+        return longest([piece for run in runs for piece in VARIED.split(run)])
 
-        None: nothing tells. Each is a literal but for its disguised letters, which is what makes it fast; two of them
-        in one pattern are ten times slower.
-        """
-        plain: list[Any] = []
-        inside: list[Any] = []
-        complete = True
-        for text in self.spellings:
-            literal = required_literal(text) if self.is_pattern else longest(re.findall(r"[\x01-\x7f]+", text))
-            if not literal:
-                return {False: None, True: None}
-            plain.append(self._in_bytes(literal))
-            word = longest(re.findall(r"[A-Za-z0-9]+", literal))
-            complete = complete and bool(word)
-            if word:
-                inside += self._in_markup(word)
-        return {False: plain, True: inside if complete else None}
 
-    def _in_bytes(self, literal: str) -> Any:
-        def letter(sign: str) -> str:
-            forms = [regex.escape(sign), *DISGUISED.get(sign.lower(), "")]
-            dotted = f"(?:{DOT})?" if sign.lower() == "i" else ""
-            return f"(?:{'|'.join(forms)}){dotted}" if len(forms) > 1 else forms[0]
+def prefilters(literals: Sequence[str]) -> dict[bool, list[Any] | None]:
+    """Patterns on folded bytes, without markup and with: one of them is in every text with the target.
 
-        return regex.compile("".join(map(letter, literal)).encode(), regex.IGNORECASE)
+    None: nothing tells. Each is a literal, which is what makes it fast; two of them in one pattern are ten times
+    slower.
+    """
+    if not all(literals):
+        return {False: None, True: None}
+    words = [longest(re.findall(r"[A-Za-z0-9]+", literal)) for literal in literals]
+    inside = [pattern for word in words for pattern in _in_markup(word)] if all(words) else None
+    return {False: [any_case(literal) for literal in literals], True: inside}
 
-    def _in_markup(self, word: str) -> list[Any]:
-        """Markup that cuts a word in two leaves one half of it whole. A letter may be written by its number, too.
 
-        A word that is cut twice, with neither half whole, is not looked for.
-        """
-        half = (len(word) + 1) // 2
-        codes = {ord(form) for letter in word for form in (letter.lower(), letter.upper())}
-        numbers = "|".join(f"{code}|x0*{code:x}" for code in sorted(codes))
-        written = regex.compile(f"&(?:amp;)?#0*(?:{numbers});".encode(), regex.IGNORECASE)
-        return [self._in_bytes(word[:half]), self._in_bytes(word[-half:]), written]
+def any_case(literal: str) -> Any:
+    """A pattern that finds an ASCII literal in bytes."""
+    return regex.compile(regex.escape(literal).encode(), regex.IGNORECASE)
+
+
+def _in_markup(word: str) -> list[Any]:
+    """Markup that cuts a word in two leaves one half of it whole. A letter may be written by its number, too.
+
+    A word that is cut twice, with neither half whole, is not looked for.
+    """
+    half = (len(word) + 1) // 2
+    codes = {ord(form) for letter in word for form in (letter.lower(), letter.upper())}
+    numbers = "|".join(f"{code}|x0*{code:x}" for code in sorted(codes))
+    written = regex.compile(f"&(?:amp;)?#0*(?:{numbers});".encode(), regex.IGNORECASE)
+    return [any_case(word[:half]), any_case(word[-half:]), written]
+
+
+def spread(text: str) -> str:
+    """A pattern for a text whose blanks may be any white space and whose hyphens may end a line."""
+    hyphen = r"-(?:[^\S\r\n]*[\r\n]\s*)?"
+    words = (hyphen.join(map(regex.escape, word.split("-"))) for word in re.split(r"\s+", text.strip()))
+    return r"\s+".join(words) if text.strip() else regex.escape(text)
+
+
+def before_word(text: str) -> str:
+    """What must be true in front of a text that is found as a whole word: no letter, or particles alone."""
+    prefixes = f"(?:{PREFIXES})" if regex.search(WITH_PREFIXES, text) else ""
+    return f"(?<={BEFORE}{prefixes})" if prefixes else BEFORE
 
 
 def bounded(pattern: str) -> str:
     """The pattern where it does not begin or end amid a word."""
-    return rf"(?:(?!{SPACED})|(?<!{SPACED}))(?:{pattern})(?:(?<!{SPACED})|(?!{SPACED}))"
+    return rf"(?:(?!{SPACED})|{before_word(pattern)})(?:{pattern})(?:(?<!{SPACED})|{AFTER})"
 
 
 def longest(pieces: Sequence[str]) -> str:
@@ -175,18 +231,18 @@ def longest(pieces: Sequence[str]) -> str:
     return max(pieces, key=len, default="")
 
 
-def required_literal(pattern: str) -> str:
-    """The longest ASCII text that is in every match, as far as the outline of the pattern tells; else ""."""
+def required_literals(pattern: str) -> list[str]:
+    """The ASCII texts that are in every match, as far as the outline of the pattern tells."""
     # Approximate matching and POSIX classes mean something else to the standard library, which parses here.
     if "[[:" in pattern or regex.search(r"\{(?!(?:\d+(?:,\d*)?|,\d+)\})", pattern):
-        return ""
+        return []
     try:
         parsed = re._parser.parse(pattern)  # type: ignore[attr-defined]
     except (re.error, RecursionError, OverflowError):
-        return ""
+        return []
     runs: list[str] = [""]
     _collect(parsed, runs)
-    return longest(runs)
+    return [run for run in runs if run]
 
 
 def _collect(parsed: Any, runs: list[str]) -> None:

@@ -12,6 +12,7 @@ from unlearn_core.corpus.documents import MODEL, documents, fingerprint_parts
 from unlearn_core.corpus.passages import Occurrence, Passage, Ranges, ScanResult
 from unlearn_core.corpus.scan import Progress, never_occurs, scan_corpus
 from unlearn_core.corpus.target import Target
+from unlearn_core.model.prompting import encode, encode_pair, encode_with_offsets, ending_of, opening_of, opens
 from unlearn_core.model.window import Window
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import RunConfig
@@ -106,9 +107,9 @@ def forget_windows(
 
 
 def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, limit: int) -> Iterator[Window]:
-    encoded = tokenizer(passage.text, return_offsets_mapping=True)
-    opening, ids = _opened(encoded["input_ids"], tokenizer)
-    offsets, limit = encoded["offset_mapping"][len(opening) :], limit - len(opening)
+    ids, offsets = encode_with_offsets(tokenizer, passage.text)
+    opening, ids = _opened(ids, tokenizer)
+    offsets, limit = offsets[len(opening) :], limit - len(opening)
     for mark in passage.occurrences:
         inside = tokens_of(offsets, mark.start, mark.end)
         answer = _sentence_end(passage.text, offsets, mark) - inside[0] if inside else 0
@@ -121,8 +122,6 @@ def _around_occurrences(passage: Passage, tokenizer: PreTrainedTokenizerBase, li
 
 def _opened(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], list[int]]:
     """(the special tokens in front of a text, the others): a window of any part of it begins with the first."""
-    from unlearn_core.model.prompting import opening_of, opens
-
     opening = opening_of(tokenizer)
     length = opens(ids, opening)
     return opening[:length], list(ids[length:])
@@ -191,7 +190,8 @@ def _parts(passage: Passage, marks: Sequence[Occurrence]) -> Iterator[Passage]:
         inside = [mark for mark in marks if mark.start >= start and mark.end <= first]
         if inside:
             moved = tuple(replace(mark, start=mark.start - start, end=mark.end - start) for mark in inside)
-            yield replace(passage, text=text[start:first].rstrip("\n"), occurrences=moved)
+            part, whole = text[start:first].rstrip("\n"), passage.whole and first == len(text)
+            yield replace(passage, text=part, whole=whole, occurrences=moved)
         start = max(start, last)
 
 
@@ -248,18 +248,14 @@ def retain_window(
 
 
 def _ids(passage: Passage, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = list(tokenizer(passage.text)["input_ids"])
-    if passage.whole and tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
-        ids.append(tokenizer.eos_token_id)
-    return ids
+    """The tokens of a text, with those that end a text where it was not cut."""
+    return [*encode(tokenizer, passage.text), *(ending_of(tokenizer) if passage.whole else ())]
 
 
 def pair_window(
     passage: Passage, data: DataSettings, tokenizer: PreTrainedTokenizerBase, limit: int, chat: bool
 ) -> Window:
     """A question with its answer, which alone has the loss. One that is too long is cut at the question's start."""
-    from unlearn_core.model.prompting import encode_pair
-
     ids, first, text = encode_pair(tokenizer, passage.turns, chat, data.pair_template)
     opening, ids = _opened(ids, tokenizer)
     first, limit = first - len(opening), limit - len(opening)

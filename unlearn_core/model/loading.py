@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from huggingface_hub import constants, errors, snapshot_download
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unlearn_core.model import gguf, hub_cache, stored_weights
+from unlearn_core.model.written import WrittenTokenizer
 from unlearn_core.settings.errors import ConfigError, first_line
 from unlearn_core.settings.home import cache_folder
 from unlearn_core.settings.report import Report, silent
@@ -49,7 +49,6 @@ LIMITS = (
     "seq_length", "model_max_length",
 )  # fmt: skip
 UNBOUNDED = 8_192  # tokens: where the architecture sets no limit, as with ALiBi, memory does
-PROBES = ("The cat\n  sat on 3 mats, didn't it?", "naïve façade", "猫は座る", "🎩 a", "\ttab  two  blanks")
 LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
@@ -263,17 +262,18 @@ def tokenizer_fingerprint(folder: Path) -> str:
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer as its tokenizer.json says, with a padding token.
 
-    transformers rebuilds some tokenizers by their class's name, which can lose what the file says (the unknown token,
-    for one: what has no piece then vanishes). Where the two cut a text differently, the file holds.
+    transformers rebuilds some tokenizers by their class's name, which can lose what the file says (digit groups, the
+    normalizer, the unknown token). Where the two cut a text differently, the file holds. Raises ConfigError where it
+    cannot be had.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if (folder / "tokenizer.json").is_file():
-        as_written = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        for text in PROBES:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            if ids != as_written.encode(text, add_special_tokens=False).ids:
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-                break
+        written = WrittenTokenizer(folder)
+        if not tokenizer.is_fast or written.differs(tokenizer):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+            if text := written.differs(tokenizer):
+                reason = f"transformers cuts {text!r} into other pieces than its tokenizer.json says"
+                raise refused(str(folder), f"{reason}: the file and tokenizer_config.json do not fit together")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)  # any will do: it is masked
     return tokenizer

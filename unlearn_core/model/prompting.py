@@ -98,7 +98,7 @@ def encode_pair(
     first = next((index for index, (_, end) in enumerate(spans[: len(ids)]) if end > begins), len(ids))
     special = _special(tokenizer) if uses_template(tokenizer, chat) else {tokenizer.eos_token_id}
     if tokenizer.eos_token_id is not None and (not ids or ids[-1] not in special):
-        ids = [*ids, tokenizer.eos_token_id]
+        ids = [*ids, *((tokenizer.eos_token_id,) if uses_template(tokenizer, chat) else ending_of(tokenizer))]
     return ids, first, text
 
 
@@ -181,17 +181,56 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 # ------------------------------------------------------------------------------------------------- token ids
 
 
-@lru_cache(maxsize=8)
 def opening_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The special tokens (BOS) that the tokenizer puts in front of every text; most often none or one."""
+    return _around(tokenizer)[0]
+
+
+def closing_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The special tokens (EOS) that the tokenizer puts behind every text; most often none."""
+    return _around(tokenizer)[1]
+
+
+def ending_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a text: those that the tokenizer puts there, else its end-of-text token, if it has one."""
+    end = tokenizer.eos_token_id
+    return closing_of(tokenizer) or (() if end is None else (end,))
+
+
+@lru_cache(maxsize=8)
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     bare, whole = _encode(tokenizer, "a", special=False), _encode(tokenizer, "a", special=True)
     places = range(len(whole) - len(bare) + 1)
-    return tuple(next((whole[:at] for at in places if whole[at : at + len(bare)] == bare), ()))
+    at = next((at for at in places if whole[at : at + len(bare)] == bare), None)
+    return ((), ()) if at is None else (tuple(whole[:at]), tuple(whole[at + len(bare) :]))
 
 
 def opens(ids: Sequence[int], opening: Sequence[int]) -> int:
     """How many tokens of a text are its opening: all of `opening`, or none where a template writes none."""
     return len(opening) if tuple(ids[: len(opening)]) == tuple(opening) else 0
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text that may go on: with what the tokenizer puts in front of it, without what it puts behind."""
+    return _open_ended(tokenizer, _encode(tokenizer, text, special=True))
+
+
+def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """`encode`, and the characters [start, end) of the text that each token stands for.
+
+    Raises ConfigError where the tokenizer cannot say.
+    """
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"its tokenizer ({type(tokenizer).__name__}) does not tell which characters a token stands for, so the "
+            "target cannot be found in its tokens",
+            field="model.source",
+            value=tokenizer.name_or_path,
+            fix="Choose a model with a tokenizer.json, or forget texts that are pairs of question and answer",
+        )
+    ids, spans = _encode_with_spans(tokenizer, text, 0, special=True)
+    ids = _open_ended(tokenizer, ids)
+    return ids, spans[: len(ids)]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> list[int]:
@@ -214,9 +253,6 @@ def _encode_with_spans(
 
 
 def _open_ended(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """Without the end mark that some tokenizers put behind every text: the model is to go on."""
-    end = tokenizer.eos_token_id
-    start = 1 if ids and ids[0] == tokenizer.bos_token_id else 0
-    while end is not None and len(ids) > start and ids[-1] == end:
-        ids = ids[:-1]
-    return ids
+    """Without the tokens that some tokenizers put behind every text: the text is to go on."""
+    closing = closing_of(tokenizer)
+    return ids[: len(ids) - len(closing)] if closing and tuple(ids[-len(closing) :]) == closing else ids

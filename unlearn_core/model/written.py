@@ -1,0 +1,68 @@
+"""A tokenizer as its tokenizer.json says, and whether one that was loaded cuts texts as the file does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Each tells apart what pre-tokenizers and normalizers do with digits, blanks, line ends, capitals, signs and scripts.
+PROBES = (
+    "The cat\n  sat on 3 mats, didn't it?", "naïve façade", "猫は座る", "🎩 a", "\ttab  two  blanks",
+    "1 12 123 1234 12345 123456 1234567", "In 1984, 3.14159 and 1,234,567.89 are -42 or 0x7F; room 101b.",
+    "२०२४ ٢٠٢٤ ５６", " ", "  ", "   a    b     c", " leading and trailing ", "a\u00a0b\u2009c\u3000d",
+    "one\ntwo\n\nthree\n\n\nfour\r\nfive\r\n\r\n  six\t\n seven", "x = 1\n    if y:\n\treturn z  \n",
+    "UPPER lower Mixed iPhone McDonald ÉCOLE ŒUVRE STRASSE Straße İstanbul",
+    "I'll they're I'm we've he'd it's DON'T ’tis it’s", "cafe\u0301 caf\u00e9 A\u030a \u212b \u1100\u1161 \uac00",
+    "\ufb01sh \uff21\uff11 \u2460 \u00bd x\u00b2 \u2122 \u2026", "해리는 마법사다. 해리가", "東京へ行く。我爱北京",
+    "สวัสดีครับ", "नमस्ते क्षेत्र", "مرحبا بالعالم", "שלום עולם", "Привет, мир!", "Γειά σου",
+    "soft\u00adhyphen zero\u200bwidth join\u200der \ufeff", "“quoted” ‘single’ – dash — em… don`t", "👨‍👩‍👧 🇩🇪 👍🏽 ❤️",
+    "a_b-c/d\\e @f #g $5 %6 ^7 &8 *9 (0) [1] {2} |4| ~5 !!! ??? ...", "https://www.example.com/a?b=1&c=2",
+    "aaaaaaaaaaaaaaaaaaaaaaaa",
+)  # fmt: skip
+PIECES = 500  # of the vocabulary, evenly spread, that are tried as texts
+
+
+class WrittenTokenizer:
+    """The tokenizer of a folder's tokenizer.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self._own = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._own.no_truncation()
+        self._own.no_padding()
+        config = folder / "tokenizer_config.json"
+        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        # These two say what stands around a text whatever the file says.
+        self._marks = not {"add_bos_token", "add_eos_token"} & settings.keys()
+        self._added = {token.content for token in self._own.get_added_tokens_decoder().values()}
+        vocabulary = sorted(self._own.get_vocab(with_added_tokens=True).values())
+        pieces = [self._own.decode([piece]) for piece in vocabulary[:: max(1, len(vocabulary) // PIECES)]]
+        self._texts = list(dict.fromkeys((*PROBES, *sorted(self._added)[:PIECES], *pieces, " ".join(pieces[:100]))))
+
+    def differs(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The first text that a loaded tokenizer cuts, or reads back, in another way; "" if none.
+
+        Tokens that only tokenizer_config.json adds are no difference.
+        """
+        further = set(tokenizer.get_added_vocab()) - self._added
+        texts = [text for text in self._texts if text and not any(token in text for token in further)]
+        self._own.encode_special_tokens = tokenizer.split_special_tokens
+        for special in {False, self._marks}:
+            own = self._own.encode_batch(texts, add_special_tokens=special)
+            loaded = tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+            for text, ours, theirs in zip(texts, own, loaded, strict=True):
+                if ours.ids != list(theirs) or (text in PROBES and self._read(ours.ids) != _read(tokenizer, theirs)):
+                    return text
+        return ""
+
+    def _read(self, ids: list[int]) -> str:
+        return str(self._own.decode(ids, skip_special_tokens=False))
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
