@@ -323,3 +323,21 @@ def test_a_folder_of_links_that_lead_out_is_refused_with_the_reason(tmp_path):
     (tmp_path / "links" / "a.txt").symlink_to(tmp_path / "a.txt")
     with pytest.raises(ConfigError, match="links that lead out of the folder"):
         list(documents([str(tmp_path / "links")]))
+
+
+# ------------------------------------------------------------------------------------------- what is left out is noted
+
+
+def test_short_rows_and_cells_without_a_value_are_empty_and_noted(tmp_path):
+    table = "text,source,tag\nThe cat sleeps here.,book,a\nThe dog barks.\n\\N,book,c\n"
+    found, notes = read(tmp_path / "a.csv", table)
+    assert [document.raw for document in found] == [b"The cat sleeps here.", b"The dog barks."]
+    assert "fewer cells than the header" in notes and "\\N" in notes
+    assert "fewer" not in read(tmp_path / "b.csv", "text,tag\nThe cat sleeps here.,a\nThe dog barks.,b\n")[1]
+
+
+def test_turns_of_tools_and_without_text_are_left_out_and_noted(tmp_path):
+    turns = [("user", "What is the time?"), ("tool", "12:00"), ("assistant", ""), ("assistant", "It is noon.")]
+    row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    found, notes = read(tmp_path / "a.jsonl", json.dumps(row))
+    assert pairs(found) == [("What is the time?", "It is noon.")] and "turns of tools" in notes and "(2 times)" in notes

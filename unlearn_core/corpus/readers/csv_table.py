@@ -20,6 +20,7 @@ from unlearn_core.settings.sections import DataSettings
 KNOWN = {*TEXTS, *QUESTIONS, *ANSWERS, *CHATS, "id", "title", "label"}
 SWALLOWED = 100  # lines in one cell from which on it is told; an open quotation mark takes all that follow
 END = "\0end of the table\n"  # a row of its own behind the last one, unless a quotation mark is open there
+NULL = "\\N"  # of MySQL and PostgreSQL
 PROBED = 1 << 18  # characters of a table's beginning that tell how it is written
 QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 ESCAPED = re.compile(r'\\(["\\\n]|\r\n?)')
@@ -55,7 +56,7 @@ class CsvTable(Reader):
         if not dialect.quoted:
             report.note(f"{file.name}: quotation marks are read as they stand; each line is a row")
         header: list[str] | None = None
-        number = longer = 0
+        number = longer = shorter = nulls = 0
         for row in _cells(file, kind, dialect, report):
             if header is None:
                 named = {data.text_field, data.question_field, data.answer_field} - {""}
@@ -66,9 +67,18 @@ class CsvTable(Reader):
                 report.note(f"{file.name} has no header; its first line is read as a row")
             number += 1
             longer += len(row) > len(header)
+            shorter += len(row) < len(header)
+            nulls += row.count(NULL)
+            row = ["" if cell == NULL else cell for cell in row]
             yield f"row {number}", dict(zip(header, row + [""] * (len(header) - len(row)), strict=False))
         if longer:
             report.note(f"{file.name}: rows with more cells than the header, whose last cells are left out", longer)
+        if shorter:
+            report.note(
+                f"{file.name}: rows with fewer cells than the header, whose last cells are read as empty", shorter
+            )
+        if nulls:
+            report.note(f"{file.name}: cells with {NULL}, which data bases write for no value, read as empty", nulls)
 
 
 def _cells(file: File, kind: Kind, dialect: _Dialect, report: ReadReport) -> Iterator[list[str]]:

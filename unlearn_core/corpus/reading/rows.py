@@ -259,7 +259,12 @@ def _of_row(row: Mapping[str, Any], fields: Fields, file: File, place: str, answ
         if text.strip():
             yield Document(text.encode("utf-8", "replace"), file.source, place)
         return
-    turns = _chat(row[fields.chat]) if fields.chat else _pair(row, fields, answers)
+    if fields.chat:
+        turns = _chat(row[fields.chat])
+        if left_out := len(row[fields.chat]) - len(turns):
+            answers.report.note(f"{file.name}: turns of tools, of unknown roles or without text, left out", left_out)
+    else:
+        turns = _pair(row, fields, answers)
     for index, turn in enumerate(turns):
         if turn.role == "assistant":
             until = turns[: index + 1]
