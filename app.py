@@ -13,9 +13,8 @@ from typing import Any
 
 import streamlit as st
 
-from pages.shared import process
-from pages.shared.page import PAGES
-from storage import RunStore, StoreError, export
+from pages.shared import page, process
+from storage import RunStore, StoreBusy, StoreError, export
 from unlearn_core.running.log import LogFile
 from unlearn_core.running.preview import PreviewThread
 from unlearn_core.running.protocols import Config, Inspect, Progress, Session
@@ -49,7 +48,7 @@ def opened(home: str) -> RunStore:
     with process.lock:
         if process.objects.get("home") != home:
             close()
-            fresh = RunStore(home)
+            fresh = RunStore(home, on_wait=page.told_to_wait)
             process.objects.update(home=home, store=fresh, worker=None, preview=None, log=LogFile(fresh.home))
         store: RunStore = process.objects["store"]
         worker = process.objects["worker"]
@@ -111,14 +110,18 @@ def main() -> None:
     once(at_exit)
     try:
         st.session_state.update(store=opened(home), export=export)
+    except StoreBusy as error:
+        st.error(str(error), icon=":material/error:")
+        st.stop()
     except StoreError as error:
         st.error(f"{error} Set LETHE_HOME to a folder that can be written, and start again.", icon=":material/error:")
         st.stop()
     if sentence := once(chart_library):
         st.warning(sentence)
-    pages = [st.Page(path, title=title, default=title == "Watch") for path, title in PAGES]
+    pages = [st.Page(path, title=title, default=title == "Watch") for path, title in page.PAGES]
     try:
-        st.navigation(pages, position="top").run()
+        with page.in_one_sentence():
+            st.navigation(pages, position="top").run()
     except Exception:
         logging.getLogger("lethe").exception("a page failed")
         raise

@@ -15,7 +15,7 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -42,10 +42,12 @@ TICK_SECONDS = 0.1
 @contextmanager
 def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore]:
     """The store of `--home`. One from a newer version can be read: its notice goes to stderr."""
-    from storage import RunStore, StoreError
+    from storage import RunStore, StoreBusy, StoreError
 
     try:
-        store = RunStore(home_folder(args.home))
+        store = RunStore(home_folder(args.home), on_wait=say)
+    except StoreBusy as error:
+        raise Broken(str(error)) from None
     except StoreError as error:
         raise BadInput(str(error)) from None
     try:
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace, store: RunStore) -> int:
-    from terminal.facts import driven, find, title
+    from terminal.facts import driven, find, stopped, title
     from terminal.steer import steer
     from unlearn_core.running.worker import Worker
 
@@ -122,7 +124,7 @@ def resume(args: argparse.Namespace, store: RunStore) -> int:
     if driven(run) and run["status"] == "paused":
         return steer(args, store, run, "resume", {})
     if driven(run) or run["status"] == "finished":
-        raise BadInput(f"{title(run)} is {run['status']}; there is nothing to resume.")
+        raise BadInput(f"{title(run)} is {run['status']}; there is nothing to resume.{stopped(run)}")
     worker = Worker(store, partial(open_session, cache=store.home / CACHE), only=run["id"], resume=True)
     with ended_softly(worker) as caught:
         return drive(args, store, worker, caught)
@@ -169,7 +171,8 @@ def drive(args: argparse.Namespace, store: RunStore, worker: Worker, caught: lis
             follower.line.say("Ending after this step; a second signal kills.")
         elif held and args.through and step != went_on_at:  # paused at the same step again: it cannot go on
             went_on_at, follower.guard = step, None
-            store.request(worker.only, "resume")
+            with suppress(store.NotHeld), store.owned(worker.only, worker.owner):  # of another driver: its own matter
+                store.request(worker.only, "resume")
         elif held or worker.failure:
             worker.stop(timeout=0)
         time.sleep(TICK_SECONDS)
@@ -181,7 +184,7 @@ def drive(args: argparse.Namespace, store: RunStore, worker: Worker, caught: lis
 
 
 def ended(args: argparse.Namespace, store: RunStore, follower: Follower, caught: list[int]) -> int:
-    """Says how it ended and how to go on; returns the exit code."""
+    """Says how it ended and how to go on; returns the exit code: 0 where it ended, or a guard paused it."""
     from terminal.facts import driven, summary, title, way_on
 
     if driven(follower.run):
@@ -196,7 +199,11 @@ def ended(args: argparse.Namespace, store: RunStore, follower: Follower, caught:
     if facts["status"] in ("paused", "interrupted"):
         lines.append(f"Go on with: {way_on(facts, args.home)}")
     answer(args.json, facts, "\n".join(line for line in lines if line))
-    return 128 + caught[0] if caught and facts["status"] not in ("finished", "stopped") else 0
+    if facts["status"] in ("finished", "stopped"):
+        return 0
+    if caught:
+        return 128 + caught[0]
+    return 0 if facts["status"] == "paused" else 1
 
 
 # --------------------------------------------------------------------------------- verbs that need both halves

@@ -58,6 +58,7 @@ def main() -> None:
     st.session_state["compare_tick"] = tick = 1.0 if ticking else 3.0
 
     @st.fragment(run_every=tick)
+    @page.in_one_sentence()
     def live() -> None:
         draw(store)
 

@@ -131,6 +131,7 @@ def _facts_line(store: RunStore, config: dict[str, Any] | None, run: dict[str, A
 def _following(store: RunStore, config: dict[str, Any], look: looks.Look) -> None:
     # One polling fragment, which stops by itself: run_every is read when it is declared.
     @st.fragment(run_every=TICK if look.open and look.command else None)
+    @page.in_one_sentence()
     def follow() -> None:
         now = looks.current(store, config) if look.open else look
         if look.open and not now.open:

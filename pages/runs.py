@@ -36,6 +36,7 @@ def main() -> None:
         return
 
     @st.fragment(run_every=TICK)
+    @page.in_one_sentence()
     def live() -> None:
         draw(store)
 

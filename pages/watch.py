@@ -186,7 +186,7 @@ def draw_run(store: RunStore, run_id: str) -> bool:
             st.html(element("p.quiet.circumstances", about))
             st.button("New run", key="new_run", type="tertiary", icon=":material/add:", on_click=_new)
     page.refused()
-    notice = headline.banner(run)
+    notice = page.waiting(store) or headline.banner(run)
     # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
     banner.draw(notice if notice and run.status != "paused" else None)
     draw_controls(store, run, step, notice if notice and run.status == "paused" else None)
@@ -228,6 +228,7 @@ def main() -> None:
     tick = st.session_state["tick"] = tick_of(view.load(store, run_id))
 
     @st.fragment(run_every=tick)
+    @page.in_one_sentence()
     def live() -> None:
         # A click in here reruns this fragment alone; what changes the whole page has to say so. Not by the address: a
         # tick that was under way when Start was clicked still carries the old one.

@@ -8,11 +8,11 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any, ClassVar, TypeVar
 
 from sqlite_utils import Database
 
@@ -23,11 +23,19 @@ try:
 except ImportError:  # Windows: SQLite's own lock alone keeps two writers apart
     fcntl = None  # type: ignore[assignment]
 
-WAIT_SECONDS = 10.0
+T = TypeVar("T")
+
+WAIT_SECONDS = 120.0  # for a store that another process has locked; then it is given up
+NOTICE_SECONDS = 1.0  # of waiting, after which it is told
+CLOSE_SECONDS = 2.0  # for the lock, when a store is closed
 
 
 class StoreError(Exception):
     """What went wrong with the store, in one sentence for a person."""
+
+
+class StoreBusy(StoreError):
+    """Another process has kept the store locked for longer than anybody waits."""
 
 
 def now() -> str:
@@ -69,15 +77,19 @@ class Connection:
     """The file `lethe.db` in `home`: `write()` is one transaction, `read()` a connection that cannot write.
 
     Raises StoreError when the home cannot be used. A file from a newer version opens read-only and `notice` says so.
+    A store that another process has locked is waited for; `on_wait` is given a sentence once that takes long, in the
+    thread that waits, and `waiting` has it for the others.
     """
 
     Error: ClassVar[type[Exception]] = StoreError  # as in PEP 249, for callers that import no storage
 
-    def __init__(self, home: str | Path) -> None:
+    def __init__(self, home: str | Path, on_wait: Callable[[str], None] | None = None) -> None:
         self.home = Path(home).expanduser().absolute()
         self.path = self.home / "lethe.db"
         self.read_only = False
         self.notice: str | None = None
+        self._on_wait = on_wait
+        self._waits: dict[int, str] = {}  # thread -> what it waits for
         self._writing = threading.RLock()
         self._watching = threading.Lock()
         self._idle_readers: list[sqlite3.Connection] = []
@@ -102,7 +114,7 @@ class Connection:
         with self._locked_file(), self._in_one_sentence():
             if self.path.exists() and self.path.stat().st_size:
                 with closing(self._new_reader()) as reader:
-                    newer = migrations.unknown_to_us(Database(reader))
+                    newer = self._patiently(lambda: migrations.unknown_to_us(Database(reader)))
                 if newer:
                     self.read_only = True
                     self.notice = (
@@ -110,13 +122,13 @@ class Connection:
                         "only; update the program to write to it."
                     )
             if not self.read_only:
-                self._writer = self._new_writer()
+                self._writer = self._patiently(self._new_writer)
                 self._migrate(self._writer)
             self._watcher = self._new_reader()
 
     def _new_writer(self) -> sqlite3.Connection:
         # isolation_level None: transactions begin where write() says, not where the driver guesses.
-        writer = sqlite3.connect(self.path, timeout=WAIT_SECONDS, check_same_thread=False, isolation_level=None)
+        writer = sqlite3.connect(self.path, timeout=NOTICE_SECONDS, check_same_thread=False, isolation_level=None)
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "temp_store=MEMORY"):
             writer.execute(f"PRAGMA {pragma}")
         return writer
@@ -125,7 +137,7 @@ class Connection:
         return sqlite3.connect(
             f"{self.path.as_uri()}?mode=ro",
             uri=True,
-            timeout=WAIT_SECONDS,
+            timeout=NOTICE_SECONDS,
             check_same_thread=False,
             isolation_level=None,
         )
@@ -136,7 +148,7 @@ class Connection:
             return
         if db.table_names():
             self._back_up(writer, migrations.version_of(db))
-        writer.execute("BEGIN IMMEDIATE")
+        self._patiently(lambda: writer.execute("BEGIN IMMEDIATE"))
         try:
             migrations.MIGRATIONS.apply(db)
             writer.execute("COMMIT")
@@ -161,15 +173,23 @@ class Connection:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction on the one writing connection: all of it is kept or nothing. Raises StoreError."""
+        """One transaction on the one writing connection: all of it is kept or nothing. Raises StoreError.
+
+        Inside another one of the same thread it is a part of that: where it fails, all of it must.
+        """
         if self.read_only:
             raise StoreError(self.notice)
-        with self._writing:
+        began = time.monotonic()
+        self._patiently(self._take_turn, began)
+        try:
             writer = self._writer
             if writer is None:
                 raise StoreError("The store is closed.")
-            with self._locked_file(), self._in_one_sentence():
-                writer.execute("BEGIN IMMEDIATE")
+            if writer.in_transaction:
+                yield writer
+                return
+            with self._locked_file(began), self._in_one_sentence():
+                self._patiently(lambda: writer.execute("BEGIN IMMEDIATE"), began)
                 try:
                     yield writer
                     writer.execute("COMMIT")
@@ -177,10 +197,12 @@ class Connection:
                     if writer.in_transaction:
                         writer.execute("ROLLBACK")
                     raise
+        finally:
+            self._writing.release()
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
-        """A read-only connection. Pooled, not one per thread: a dashboard's threads live for one rerun only."""
+        """The store as it is at one moment. Pooled, not one per thread: a dashboard's threads live for one rerun."""
         if self._closed:
             raise StoreError("The store is closed.")
         with self._in_one_sentence():
@@ -189,7 +211,9 @@ class Connection:
             except IndexError:
                 reader = self._new_reader()
             try:
+                self._patiently(lambda: _begin_reading(reader))
                 yield reader
+                reader.execute("COMMIT")
             except BaseException:
                 reader.close()
                 raise
@@ -198,10 +222,58 @@ class Connection:
             else:
                 self._idle_readers.append(reader)
 
+    @property
+    def waiting(self) -> str | None:
+        """What a thread of this process waits for since a while, as a sentence; None while the store is free."""
+        return next(iter(list(self._waits.values())), None)
+
+    def _patiently(self, take: Callable[[], T], began: float | None = None, seconds: float | None = None) -> T:
+        """What `take` returns once nobody else has the store locked. Raises StoreBusy after `seconds` (WAIT_SECONDS).
+
+        `began`: since when it is waited for, by the monotonic clock, where that is before now.
+        """
+        began, seconds = began or time.monotonic(), WAIT_SECONDS if seconds is None else seconds
+        pause, thread = 0.0002, threading.get_ident()
+        try:
+            while True:
+                try:
+                    return take()
+                except (BlockingIOError, sqlite3.OperationalError) as error:
+                    if not _is_busy(error):
+                        raise
+                waited = time.monotonic() - began
+                if waited > seconds:
+                    raise StoreBusy(
+                        f"Another program has kept {self.path} locked for {waited:.0f} seconds; close it, or continue "
+                        "it where it is stopped, and try again."
+                    )
+                if waited > NOTICE_SECONDS and thread not in self._waits:
+                    self._tell_of_waiting(thread)
+                time.sleep(pause)
+                pause = min(2 * pause, 0.02)
+        finally:
+            self._waits.pop(thread, None)
+
+    def _tell_of_waiting(self, thread: int) -> None:
+        self._waits[thread] = sentence = (
+            f"Another program has {self.path} locked; waiting for it, {WAIT_SECONDS:.0f} seconds at most."
+        )
+        if self._on_wait:
+            self._on_wait(sentence)
+
+    def _take_turn(self) -> None:
+        """The turn of this thread among those of this process that write."""
+        if not self._writing.acquire(timeout=NOTICE_SECONDS):
+            raise BlockingIOError
+
     def data_version(self) -> int:
         """A number that changes whenever anyone, here or in another process, has committed; for this object only."""
+        with self._in_one_sentence():
+            return self._patiently(self._ask_version)
+
+    def _ask_version(self) -> int:
         # SQLite's answers are comparable only on one connection, hence one connection kept for the question.
-        with self._watching, self._in_one_sentence():
+        with self._watching:
             if self._watcher is None:
                 raise StoreError("The store is closed.")
             return int(self._watcher.execute("PRAGMA data_version").fetchone()[0])
@@ -217,39 +289,32 @@ class Connection:
             self._idle_readers.pop().close()
         with self._writing:
             if self._writer is not None:
-                with self._locked_file():  # the last writer to leave empties the log into the file
+                # The last writer to leave empties the log into the file. Whoever keeps the lock is not gone, so the
+                # last one is he.
+                with suppress(StoreError), self._locked_file(seconds=CLOSE_SECONDS):
                     self._writer.close()
+                self._writer.close()
                 self._writer = None
             if self._lock_file is not None:
                 self._lock_file.close()
                 self._lock_file = None
 
     @contextmanager
-    def _locked_file(self) -> Iterator[None]:
+    def _locked_file(self, began: float | None = None, seconds: float | None = None) -> Iterator[None]:
         """Let one process at a time write or checkpoint."""
         # SQLite 3.7.0 to 3.51.2 can damage the file when two connections write or checkpoint at the same instant.
-        if fcntl is None or self._lock_file is None:
+        lock = self._lock_file
+        if fcntl is None or lock is None:
             yield
             return
-        patience = time.monotonic() + WAIT_SECONDS
-        pause = 0.0002
-        while True:
-            try:
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > patience:
-                    raise StoreError(
-                        f"Another process has been writing to {self.path} for {WAIT_SECONDS:.0f} seconds; try again."
-                    ) from None
-                time.sleep(pause)
-                pause = min(2 * pause, 0.005)
-            except OSError as error:
-                raise StoreError(f"{self.home} is on a disk without file locks ({error.strerror}).") from error
+        try:
+            self._patiently(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), began, seconds)
+        except OSError as error:
+            raise StoreError(f"{self.home} is on a disk without file locks ({error.strerror}).") from error
         try:
             yield
         finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
     @contextmanager
     def _in_one_sentence(self) -> Iterator[None]:
@@ -279,3 +344,17 @@ class Connection:
         if extended == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             return "There is no such run or prompt in the store."
         return reasons.get(code, f"The store refused: {error}.")
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether it says that another process or thread has the store locked."""
+    if isinstance(error, BlockingIOError):
+        return True
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _begin_reading(reader: sqlite3.Connection) -> None:
+    """A transaction that has the right to read from here on: nothing within it can find the store locked."""
+    if not reader.in_transaction:
+        reader.execute("BEGIN")
+    reader.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()

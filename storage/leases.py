@@ -1,53 +1,93 @@
-"""Leases: the process that drives a run, and until when; two processes never drive one run."""
+"""Leases: the process that drives a run. Two never drive one, and a process that has lost it writes nothing more."""
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
+from storage import drivers
 from storage.connection import Connection, StoreError, now
 from storage.events import insert_event
 
 DRIVEN = ("loading", "baseline", "running", "paused")
+LEASE_SECONDS = 60.0  # of a driver of another host: so long after its last heartbeat, with clocks that may differ
+
+
+class NotHeld(StoreError):
+    """The run is driven by another process, or by none: whoever thought to drive it may not write to it."""
 
 
 def is_live(owner: str | None, until: float | None) -> bool:
-    """Whether `owner` ("host:pid:random") still holds: the lease has not ended and its process here has not died."""
-    return owner is not None and until is not None and until > time.time() and not _is_gone(owner)
-
-
-def _is_gone(owner: str) -> bool:
-    parts = owner.rsplit(":", 2)
-    # On Windows os.kill(pid, 0) would end the process: there the lease has to run out.
-    if len(parts) != 3 or parts[0] != socket.gethostname() or not parts[1].isdigit() or os.name == "nt":
+    """Whether `owner` still drives. Of a process of this host its being alive decides, of others the lease's end."""
+    if owner is None or until is None:
         return False
-    with suppress(PermissionError):  # somebody else's process, so alive
-        try:
-            os.kill(int(parts[1]), 0)
-        except (ProcessLookupError, OverflowError):
-            return True
-    return False
+    alive = drivers.lives(owner, until)
+    return until > time.time() if alive is None else alive
 
 
 class Leases(Connection):
     """Who drives which run, and until when."""
 
-    def claim(self, run_id: str, owner: str, seconds: float = 15) -> bool:
-        """Take the run if it is free, its lease has ended, its owner here is dead, or it is already `owner`'s."""
+    NotHeld: ClassVar[type[Exception]] = NotHeld  # for callers that import no storage
+
+    @staticmethod
+    def new_owner() -> str:
+        """The name under which one driver of this process takes runs."""
+        return drivers.new_owner()
+
+    @staticmethod
+    def retire(owner: str) -> None:
+        """This driver has ended: what it left is abandoned, although its process goes on."""
+        drivers.retire(owner)
+
+    @staticmethod
+    def held(run: Mapping[str, Any]) -> bool:
+        """Whether a driver that lives holds the run."""
+        return is_live(run["lease_owner"], run["lease_until"])
+
+    def claim(
+        self, run_id: str, owner: str, seconds: float = LEASE_SECONDS, among: Collection[str] | None = None
+    ) -> bool:
+        """Take the run if it is free, its lease has ended, its owner here is dead, or it is already `owner`'s.
+
+        `among`: only while its status is one of these. Who looked at a run a moment ago, and was stopped since, must
+        not begin anew what another has finished meanwhile.
+        """
         with self.write() as conn:
-            row = conn.execute("SELECT lease_owner, lease_until FROM runs WHERE id = ?", (run_id,)).fetchone()
+            row = conn.execute("SELECT lease_owner, lease_until, status FROM runs WHERE id = ?", (run_id,)).fetchone()
             if row is None:
                 raise StoreError(f"There is no run {run_id}.")
-            if row[0] != owner and is_live(*row):
+            if (among is not None and row[2] not in among) or (row[0] != owner and is_live(*row[:2])):
                 return False
             conn.execute(
                 "UPDATE runs SET lease_owner = ?, lease_until = ? WHERE id = ?", (owner, time.time() + seconds, run_id)
             )
         return True
 
-    def heartbeat(self, owner: str, seconds: float = 15) -> list[str]:
+    @contextmanager
+    def owned(self, run_id: str, owner: str) -> Iterator[None]:
+        """One transaction of the run's driver: whatever is written within is kept whole, or nothing of it.
+
+        The owner is the fencing token (Kleppmann, "How to do distributed locking"): it is compared behind the lock
+        behind which the writes follow, so nobody can take the run over in between. Raises NotHeld, in a sentence,
+        where `owner` holds the run no more.
+        """
+        with self.write() as conn:
+            row = conn.execute("SELECT name, lease_owner, status FROM runs WHERE id = ?", (run_id,)).fetchone()
+            if row is None:
+                raise NotHeld(f"Run {run_id} was deleted, so the process that drove it ends.")
+            name, holder, status = row
+            if holder != owner:
+                taken = f"{holder} drives it now" if holder else f"it is {status} now"
+                raise NotHeld(
+                    f"Another process took “{name}” ({run_id}) over while this one stood still: {taken}. This one ends "
+                    "and has written nothing since."
+                )
+            yield
+
+    def heartbeat(self, owner: str, seconds: float = LEASE_SECONDS) -> list[str]:
         """Renew every lease of `owner`; returns the runs it still holds (one that is missing was taken over)."""
         with self.write() as conn:
             held = [row[0] for row in conn.execute("SELECT id FROM runs WHERE lease_owner = ?", (owner,))]

@@ -14,7 +14,7 @@ from typing import Any
 from storage.checkpoints import Checkpoints
 from storage.connection import StoreError, dicts, encode, now
 from storage.events import Events, insert_event
-from storage.leases import Leases, is_live
+from storage.leases import LEASE_SECONDS, Leases, is_live
 from storage.prompts import Prompts, insert_prompt
 from storage.steps import Steps, check_status
 
@@ -25,7 +25,8 @@ DECODED = ("config", "provenance", "tags")
 class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
     """The store of all runs in one home folder; usable from any thread. Raises StoreError, always one sentence.
 
-    The methods sit in one file per noun: leases, steps, prompts (and responses), events (and commands), checkpoints.
+    The methods sit in one file per noun: leases (and drivers), steps, prompts (and responses), events (and commands),
+    checkpoints.
     """
 
     def create_run(
@@ -42,7 +43,7 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
         parent_run: str | None = None,
         parent_step: int | None = None,
         owner: str | None = None,
-        lease_seconds: float = 15,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> str:
         """A new queued run with its prompts, leased to `owner` if there is one; returns its id, eight hex digits.
 

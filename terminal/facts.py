@@ -31,6 +31,15 @@ def driven(run: Mapping[str, Any]) -> bool:
     return is_live(run["lease_owner"], run["lease_until"])
 
 
+def stopped(run: Mapping[str, Any]) -> str:
+    """A sentence where the process that drives the run is one of this host that stands still; else empty."""
+    from storage.drivers import is_stopped
+
+    if not run["lease_owner"] or not is_stopped(run["lease_owner"]):
+        return ""
+    return f" Its process ({run['lease_owner'].split(':')[1]}) is stopped (Ctrl-Z): continue it with fg, or end it."
+
+
 def title(run: Mapping[str, Any]) -> str:
     return f"“{plain(run['name'])}” ({run['id']})"
 

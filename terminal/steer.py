@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from terminal.facts import driven, find, summary, title, way_on
+from terminal.facts import driven, find, stopped, summary, title, way_on
 from terminal.text import BROKEN, BadInput, Broken, answer, say
 from unlearn_core.settings.run_config import check_prompt
 
@@ -32,7 +32,10 @@ def stop(args: argparse.Namespace, store: RunStore) -> int:
         return steer(args, store, run, "stop", {})
     if run["status"] in ("finished", "stopped", "failed"):
         raise BadInput(f"{title(run)} is {run['status']}; there is nothing to stop.")
-    store.set_status(run["id"], "stopped", "Stopped while nothing drove it.", "stopped")
+    with store.write():  # behind the lock, so that no driver begins it in between
+        if driven(find(store, run["id"])):
+            raise BadInput(f"{title(run)} has just been taken up by a process; stop it again.")
+        store.set_status(run["id"], "stopped", "Stopped while nothing drove it.", "stopped")
     return done(args, store, run, "stop")
 
 
@@ -80,7 +83,7 @@ def request(
             say(f"{kind}: acknowledged")
         elif not shown and time.monotonic() - began > BUSY_SECONDS:
             shown = "waiting"
-            say(f"{kind}: not yet acknowledged; the run is busy with a step or with answers.")
+            say(f"{kind}: not yet acknowledged.{stopped(run) or ' The run is busy with a step or with answers.'}")
         time.sleep(POLL_SECONDS)
     if not row["error"]:
         return

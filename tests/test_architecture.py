@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "unlearn_core/settings/provenance.py": STANDARD,
     "unlearn_core/settings/report.py": STANDARD,
     "unlearn_core/settings/imports.py": STANDARD,
-    "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "storage"},
+    "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "psutil", "storage"},
     "pages": STANDARD | {"streamlit", "plotly", "pandas", "markupsafe", "pages", "unlearn_core"},
     "pages/shared/format.py": STANDARD,
     "pages/shared/diff.py": STANDARD,

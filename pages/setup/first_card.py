@@ -248,6 +248,7 @@ def _waiting(command: dict[str, Any] | None, model: str) -> str:
 
 
 @st.fragment(run_every=1.0)
+@page.in_one_sentence()
 def _says_now(store: RunStore, pairs: dict[str, Any]) -> None:
     draft = session.now(store)
     questions = prompts(draft)

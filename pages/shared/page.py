@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from pages.shared import banner
 from pages.shared.banner import Banner
@@ -30,6 +33,8 @@ def begin() -> RunStore:
     store: RunStore = st.session_state.get("store") or _through_entry_point()
     if store.notice:  # opened read-only, say
         banner.draw(Banner("warn", store.notice, "Everything can be read; nothing can be changed."))
+    elif notice := waiting(store):
+        banner.draw(notice)
     return store
 
 
@@ -61,12 +66,38 @@ def escaped(text: str) -> str:
     return "".join(f"\\{character}" if character in "\\`*_{}[]()#+-.!:$|<>~&" else character for character in text)
 
 
+def told_to_wait(sentence: str) -> None:
+    """Shows, in the page whose thread it is, that the store is waited for; other threads have no page."""
+    if get_script_run_ctx(suppress_warning=True) is not None:
+        st.toast(sentence, icon=":material/hourglass:")
+
+
+def waiting(store: RunStore) -> Banner | None:
+    """That another thread, the run's for one, waits for the store."""
+    return Banner("warn", store.waiting, "The run goes on by itself then.") if store.waiting else None
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """The sentence of the store's error in place of what could not be drawn, and of a traceback."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_sentence(error):
+            raise
+        banner.draw(Banner("bad", str(error), "Reload the page to try again."))
+
+
+def _is_sentence(error: Exception) -> bool:
+    return any(kind.__name__ in ("StoreError", "ConfigError") for kind in type(error).__mro__)
+
+
 def attempt(act: Any, *args: Any, **kwargs: Any) -> Any:
     """Calls `act`, or shows the sentence of the store's error and returns None."""
     try:
         return act(*args, **kwargs)
     except Exception as error:
-        if type(error).__name__ not in ("StoreError", "ConfigError"):
+        if not _is_sentence(error):
             raise
         st.session_state["refused"] = str(error)
         return None

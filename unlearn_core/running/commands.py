@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from unlearn_core.running.log import internal_error
 from unlearn_core.running.protocols import Answer, Row, Session, Store
 
 log = logging.getLogger(__name__)
+
+Owned = Callable[[], AbstractContextManager[None]]  # one transaction; raises where the run is another's by now
 
 
 class Refused(Exception):
@@ -20,17 +23,20 @@ class Refused(Exception):
         self.code, self.reason = code, reason
 
 
-def carry_out(store: Store, command: Row, act: Callable[[Row], None]) -> None:
-    """Acknowledges the command, lets `act` do it, and writes down how that ended."""
-    if not store.acknowledge(command["id"]):
-        return  # another process was first
+def carry_out(store: Store, command: Row, act: Callable[[Row], None], owned: Owned = nullcontext) -> None:
+    """Acknowledges the command, lets `act` do it, and writes down how that ended; both inside `owned`."""
+    with owned():
+        if not store.acknowledge(command["id"]):
+            return  # another process was first
     try:
         act(command)
     except Exception as error:
         code, reason = explain(store, error)
-        store.finish(command["id"], reason, code)
+        with owned():
+            store.finish(command["id"], reason, code)
     else:
-        store.finish(command["id"])
+        with owned():
+            store.finish(command["id"])
 
 
 def explain(store: Store, error: Exception) -> tuple[str, str]:
@@ -53,7 +59,7 @@ def prompt_text(payload: Mapping[str, Any]) -> str:
     return text
 
 
-def probe(store: Store, run_id: str, session: Session, payload: Mapping[str, Any]) -> None:
+def probe(store: Store, run_id: str, session: Session, payload: Mapping[str, Any], owned: Owned = nullcontext) -> None:
     """One question to the adapter of each chosen step (its nearest checkpoint): answers become rows of that step."""
     text = prompt_text(payload)
     nearest: dict[int, Row] = {}
@@ -64,10 +70,11 @@ def probe(store: Store, run_id: str, session: Session, payload: Mapping[str, Any
         nearest[step] = checkpoint
     paths = {row["step"]: store.home / row["path"] for row in nearest.values()}
     answers = {step: session.answers_at(path, [text])[0] for step, path in paths.items()}
-    prompt_id = store.add_probe(run_id, text)
-    store.add_responses(run_id, [{"step": step, **response_row(prompt_id, a)} for step, a in answers.items()])
-    steps = {"steps": list(nearest), "checkpoint_steps": [row["step"] for row in nearest.values()]}
-    store.add_event(run_id, "probed", {**steps, "prompt_id": prompt_id}, step=max(answers))
+    with owned():
+        prompt_id = store.add_probe(run_id, text)
+        store.add_responses(run_id, [{"step": step, **response_row(prompt_id, a)} for step, a in answers.items()])
+        steps = {"steps": list(nearest), "checkpoint_steps": [row["step"] for row in nearest.values()]}
+        store.add_event(run_id, "probed", {**steps, "prompt_id": prompt_id}, step=max(answers))
 
 
 def response_row(prompt_id: int, answer: Answer) -> Row:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from typing import Any
 from unlearn_core.running.commands import Refused, carry_out, explain, probe, prompt_text, response_row
 from unlearn_core.running.protocols import Answer, Config, Host, Row, Session, StepRecord
 from unlearn_core.settings.provenance import differences, warning
+
+log = logging.getLogger(__name__)
 
 ASKED_BY = ("forget", "pair_template", "text_field", "question_field", "answer_field")  # how questions are put
 KEEP_ROLES = ("neighbour", "retain")  # of questions whose answers should stay
@@ -28,14 +32,18 @@ class Left(Exception):
 
 
 class Drive:
-    """One run from opening to its end (or to its being set aside)."""
+    """One run from opening to its end (or to its being set aside).
+
+    Everything that it writes, files that others may read included, is written inside `_owned()`: a process that stood
+    still while another took its run over changes nothing more, wherever it goes on.
+    """
 
     def __init__(self, host: Host, run_id: str, config: Config) -> None:
         self.host, self.store, self.run_id, self.config = host, host.store, run_id, config
         self.schedule: Mapping[str, Any] = config["schedule"]
         self.paused = False
         self.ended = False
-        self.lost = False
+        self.lost = False  # the heartbeat found the run in other hands
         self._session: Session | None = None
 
     @property
@@ -59,7 +67,10 @@ class Drive:
     def go(self, resume: bool) -> None:
         try:
             self._open(resume)
-            while not self.ended and not self._taken_over():
+            while not self.ended:
+                if self.lost:
+                    with self._owned():
+                        self.lost = False
                 if self.host.stopping and self.paused:
                     return None  # it was saved whole when it paused: it stays paused, and Resume brings it back
                 if self.host.stopping:
@@ -70,8 +81,7 @@ class Drive:
                 if not self.paused:
                     self._step()
                 elif self.host.someone_waits():
-                    return self.store.set_status(
-                        self.run_id,
+                    return self._set_status(
                         "paused",
                         f"Paused at step {self.session.step_number} and set aside whole; Resume brings it back.",
                     )
@@ -85,6 +95,14 @@ class Drive:
             self._session = None
             self._quietly(self._let_go)
 
+    def _owned(self) -> AbstractContextManager[None]:
+        """One transaction, in which this process is known to hold the run; raises `store.NotHeld` where it does not."""
+        return self.store.owned(self.run_id, self.host.owner)
+
+    def _set_status(self, *given: Any) -> None:
+        with self._owned():
+            self.store.set_status(self.run_id, *given)
+
     # ----------------------------------------------------------------------------------------------- opening
 
     def _open(self, resume: bool) -> None:
@@ -95,13 +113,10 @@ class Drive:
             nonlocal stage
             event, stage = "loading" if now != stage else None, now
             message = f"{now}: {detail}" if detail else now
-            self.store.set_status(self.run_id, "loading", message, event, {"message": message})
+            self._set_status("loading", message, event, {"message": message})
             self._leave_loading()
 
-        for command in self.store.commands(self.run_id, open_only=True):
-            if command["acknowledged_at"]:
-                reason = "The program that was to do it ended before it was done."
-                self.store.finish(command["id"], reason, "driver_gone")
+        self._clear_up()
         report("importing PyTorch")
         checkpoint = self._whole_checkpoint() if resume else None
         self._session = self.host.opener(self.config, report)
@@ -110,25 +125,39 @@ class Drive:
         gc.freeze()  # Streamlit collects after every rerun, and would walk all that torch imported each time
         if checkpoint:
             self.session.restore(self.store.home / checkpoint["path"])
-            for path in self.store.truncate_after(self.run_id, checkpoint["step"]):
-                shutil.rmtree(self.store.home / path, ignore_errors=True)
             began = (self.store.run(self.run_id) or {}).get("provenance", {})
             changed = differences(began, self.session.provenance())
             event = {"from_step": checkpoint["step"], **({"sentence": warning(changed)} if changed else {})}
-            self.store.set_status(self.run_id, "running", None, "resumed", event)
+            with self._owned():
+                self._rewind(checkpoint["step"])
+                self.store.set_status(self.run_id, "running", None, "resumed", event)
         else:
             self._baseline()
+
+    def _clear_up(self) -> None:
+        """What an earlier driver of the run left half done: commands, and checkpoints that it was writing."""
+        with self._owned():
+            for command in self.store.commands(self.run_id, open_only=True):
+                if command["acknowledged_at"]:
+                    reason = "The program that was to do it ended before it was done."
+                    self.store.finish(command["id"], reason, "driver_gone")
+            for part in (self.store.home / "checkpoints" / self.run_id).glob("*.part"):
+                shutil.rmtree(part, ignore_errors=True)
+
+    def _rewind(self, step: int) -> None:
+        """Back to how things stood at `step`, inside a transaction: the files go before another can write new ones."""
+        for path in self.store.truncate_after(self.run_id, step):
+            shutil.rmtree(self.store.home / path, ignore_errors=True)
 
     def _leave_loading(self) -> None:
         """Reading a large corpus takes its time: Stop, and closing the program, do not wait for the end of it."""
         stop = next((c for c in self.store.commands(self.run_id, open_only=True) if c["kind"] == "stop"), None)
         if stop:
-            self.store.finish(stop["id"])
-            self.store.set_status(self.run_id, "stopped", "Stopped by hand while it was being loaded.", "stopped")
+            with self._owned():
+                self.store.finish(stop["id"])
+                self.store.set_status(self.run_id, "stopped", "Stopped by hand while it was being loaded.", "stopped")
         elif self.host.stopping:
-            self.store.set_status(
-                self.run_id, "interrupted", "Lethe was closed while it was being loaded.", "interrupted"
-            )
+            self._set_status("interrupted", "Lethe was closed while it was being loaded.", "interrupted")
         else:
             return
         self.ended = True
@@ -148,17 +177,18 @@ class Drive:
         return None
 
     def _baseline(self) -> None:
-        self.store.set_status(self.run_id, "baseline", "asking the questions before step 1")
-        self.store.truncate_after(self.run_id, 0)
+        with self._owned():
+            self.store.set_status(self.run_id, "baseline", "asking the questions before step 1")
+            self._rewind(0)
         record = self.session.measure_baseline()
-        self.store.set_provenance(self.run_id, self.session.provenance())
+        with self._owned():
+            self.store.set_provenance(self.run_id, self.session.provenance())
         answers, rows = self._ask_prompts()
         saved = self._checkpoint(whole=True)
         events: list[tuple[str, Mapping[str, Any]]] = [("baseline", self.session.levels()), ("started", {})]
         if stand_in := self.session.about_a_stand_in([prompt["text"] for prompt in self.store.prompts(self.run_id, 0)]):
             events.append(("stand_in", stand_in))
-        self.store.append_step(
-            self.run_id,
+        self._append(
             0,
             points=record.values,
             responses=rows,
@@ -195,12 +225,9 @@ class Drive:
         elif verdict or pause_after:
             status, reason = "paused", reason or "One step was taken."
             events.append(("paused", {"reason": reason}))
-        if self._taken_over():
-            return
         whole = status != "running" or step % self.schedule["checkpoint_every"] == 0
         saved = self._checkpoint(whole) if rows or whole else None
-        self.store.append_step(
-            self.run_id,
+        self._append(
             step,
             points=record.values if record.applied or not verdict else {},
             responses=rows,
@@ -214,6 +241,17 @@ class Drive:
         if whole:
             self._prune()
 
+    def _append(self, step: int, *, checkpoint: Row | None, **more: Any) -> None:
+        """The rows of the step, and its checkpoint's folder in its place, while this process holds the run."""
+        try:
+            with self._owned():
+                if checkpoint:
+                    self._place(checkpoint)
+                self.store.append_step(self.run_id, step, checkpoint=checkpoint, **more)
+        finally:
+            if checkpoint:  # where it has not got to its place
+                shutil.rmtree(self._part(checkpoint["path"]), ignore_errors=True)
+
     def _ask_prompts(self) -> tuple[Sequence[Answer], list[Row]]:
         prompts = self.store.prompts(self.run_id, at_step=self.session.step_number)
         keep = {prompt["text"] for prompt in prompts if prompt["role"] in KEEP_ROLES}
@@ -222,11 +260,10 @@ class Drive:
         return answers, [response_row(prompt["id"], a) for prompt, a in zip(prompts, answers, strict=True)]
 
     def _checkpoint(self, whole: bool) -> Row:
-        """Writes the checkpoint of the current step beside its place, then moves it there; returns its row."""
+        """Writes the checkpoint of the current step beside its place; returns its row, for `_append`."""
         step = self.session.step_number
         relative = Path("checkpoints") / self.run_id / f"step-{step:06d}"
-        folder = self.store.home / relative
-        part = folder.with_name(folder.name + ".part")
+        part = self._part(relative)
         shutil.rmtree(part, ignore_errors=True)
         self.session.save(part, whole)
         files = sorted(path for path in part.rglob("*") if path.is_file())
@@ -236,30 +273,39 @@ class Drive:
             if whole:
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        size = sum(path.stat().st_size for path in files)
         return {"path": str(relative), "bytes": size, "sha256": digest.hexdigest(), "complete": whole}
+
+    def _part(self, path: str | Path) -> Path:
+        """Where this driver alone writes the checkpoint that belongs in `path`."""
+        folder = self.store.home / path
+        return folder.with_name(f"{folder.name}.{self.host.owner.rpartition('-')[2]}.part")
+
+    def _place(self, checkpoint: Row) -> None:
+        folder = self.store.home / checkpoint["path"]
+        shutil.rmtree(folder, ignore_errors=True)
+        self._part(checkpoint["path"]).rename(folder)
 
     def _save_whole(self, event: str, payload: Row, **more: Any) -> None:
         """The whole state of the current step and its event, in one transaction; no step was taken."""
         step, saved = self.session.step_number, self._checkpoint(whole=True)
-        self.store.append_step(self.run_id, step, points={}, checkpoint=saved, events=[(event, payload)], **more)
+        self._append(step, points={}, checkpoint=saved, events=[(event, payload)], **more)
 
     def _prune(self) -> None:
         """Older whole states shrink to their adapters; the newest few stay, and those that were pinned."""
         whole = [row for row in self.store.checkpoints(self.run_id) if row["complete"] and not row["pinned"]]
         for row in whole[:-WHOLE_STATES]:
             folder = self.store.home / row["path"]
-            self.store.shrink_checkpoint(row["id"])
-            for name in ("state.json", "state.safetensors"):
-                (folder / name).unlink(missing_ok=True)
+            with self._owned():
+                self.store.shrink_checkpoint(row["id"])
+                for name in ("state.json", "state.safetensors"):
+                    (folder / name).unlink(missing_ok=True)
 
     # ---------------------------------------------------------------------------------------------- commands
 
     def _serve(self) -> None:
         for command in self.store.commands(self.run_id, open_only=True):
-            carry_out(self.store, command, partial(COMMANDS.get(command["kind"], Drive.unknown), self))
+            carry_out(self.store, command, partial(COMMANDS.get(command["kind"], Drive.unknown), self), self._owned)
             if self.ended:
                 return
         self.host.serve_others()
@@ -276,8 +322,8 @@ class Drive:
 
     def resume(self, command: Row) -> None:
         if self.paused:
+            self._set_status("running", None, "resumed", {})
             self.paused = False
-            self.store.set_status(self.run_id, "running", None, "resumed", {})
 
     def single_step(self, command: Row) -> None:
         if not self.paused:
@@ -297,14 +343,17 @@ class Drive:
         text = prompt_text(payload)
         now = self.session.answers([text])[0]
         answers = {0: self.session.baseline_answers([text])[0], step: now}
-        prompt_id = self.store.edit_prompt(self.run_id, payload.get("slot"), payload.get("role", "free"), text, step)
-        rows = [{"step": at, **response_row(prompt_id, answer)} for at, answer in answers.items()]
-        self.store.add_responses(self.run_id, rows)
-        if stand_in := self.session.about_a_stand_in([text]):
-            self.store.add_event(self.run_id, "stand_in", stand_in, step)
+        stand_in = self.session.about_a_stand_in([text])
+        slot, role = payload.get("slot"), payload.get("role", "free")
+        with self._owned():
+            prompt_id = self.store.edit_prompt(self.run_id, slot, role, text, step)
+            rows = [{"step": at, **response_row(prompt_id, answer)} for at, answer in answers.items()]
+            self.store.add_responses(self.run_id, rows)
+            if stand_in:
+                self.store.add_event(self.run_id, "stand_in", stand_in, step)
 
     def probe(self, command: Row) -> None:
-        probe(self.store, self.run_id, self.session, command["payload"])
+        probe(self.store, self.run_id, self.session, command["payload"], self._owned)
 
     def unknown(self, command: Row) -> None:
         raise Refused("unknown_command", f"“{command['kind']}” is not something a run can do.")
@@ -316,26 +365,29 @@ class Drive:
         self._prune()
         self.ended = True
 
-    def _taken_over(self) -> bool:
-        """True where another process has taken the run over: this one must not write to it any more."""
-        run = self.store.run(self.run_id)
-        self.lost = self.lost or run is None or run["lease_owner"] != self.host.owner
-        return self.lost
-
     def _fail(self, error: Exception) -> None:
-        """Stores the end of the run; where that fails (a full disk), retries until it succeeds."""
-        if self.ended or self.lost:
-            return
+        """Stores the end of the run; where that fails (a full disk), retries until it succeeds, or another has it."""
+        if isinstance(error, self.store.NotHeld):
+            return self._lose(error)
+        if self.ended:
+            return None
         self.ended = True
         code, reason = explain(self.store, error)
         payload = {"sentence": reason, "code": code}
-        while not self._quietly(lambda: self.store.set_status(self.run_id, "failed", reason, "failed", payload)):
-            if self.host.rest(2.0):
-                return
+        while not self._quietly(lambda: self._set_status("failed", reason, "failed", payload)):
+            if self.lost or self.host.rest(2.0):
+                return None
         self.host.failure = None
 
+    def _lose(self, error: Exception) -> None:
+        """Another process has taken the run over: this one says so, and writes nothing more to it."""
+        if not (self.ended and self.lost):
+            log.error("%s", error)
+        self.ended = self.lost = True
+        self.host.failure = str(error)
+
     def _let_go(self) -> None:
-        """Ends the lease; it is left to expire where the end of the run could not be stored."""
+        """Ends the lease; it stays this driver's where the end of the run could not be stored."""
         run = self.store.run(self.run_id)
         if run and run["status"] not in ("loading", "baseline", "running"):
             self.store.release(self.run_id, self.host.owner)
@@ -344,6 +396,9 @@ class Drive:
         """Whether the store took it; `host.failure` says why not."""
         try:
             act()
+        except self.store.NotHeld as error:
+            self._lose(error)
+            return False
         except Exception as error:
             self.host.failure = explain(self.store, error)[1]
             return False

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from unlearn_core.running.commands import Refused, carry_out
@@ -32,6 +31,7 @@ class PreviewThread:
 
     def __init__(self, store: Store, inspect: Inspect) -> None:
         self.store, self.inspect = store, inspect
+        self._reports: dict[int, tuple[int, float]] = {}  # preview of another process -> how many, and since when so
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="lethe-preview", daemon=True)
 
@@ -65,9 +65,13 @@ class PreviewThread:
         return [command for command in self.store.commands(None, open_only=True) if command["kind"] == kind]
 
     def _close_silent(self, command: Row) -> None:
-        reports = [event for event in self.store.events(None) if event["payload"].get("command") == command["id"]]
-        last = datetime.fromisoformat(reports[-1]["at"] if reports else command["acknowledged_at"])
-        if (datetime.now(UTC) - last).total_seconds() > SILENT_SECONDS:
+        # By this process's own count of seconds: the time of day in a report is that of another's clock.
+        reports = sum(event["payload"].get("command") == command["id"] for event in self.store.events(None))
+        known, since = self._reports.get(command["id"], (-1, 0.0))
+        if reports != known:
+            self._reports[command["id"]] = reports, time.monotonic()
+        elif time.monotonic() - since > SILENT_SECONDS:
+            del self._reports[command["id"]]
             reason = "The program that looked into the texts ended before it was done."
             self.store.finish(command["id"], reason, "driver_gone")
 

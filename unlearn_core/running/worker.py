@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
-import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from unlearn_core.running.commands import Refused, carry_out, explain, probe
@@ -23,10 +20,11 @@ from unlearn_core.settings.report import silent
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 15.0
+LEASE_SECONDS = 60.0  # how far the clocks of two hosts may differ; a process of this host is asked for instead
 HEARTBEAT_SECONDS = 3.0
 IDLE_SECONDS = 0.05
 RESUMABLE = ("interrupted", "stopped", "failed", "paused")
+WAITING = ("queued", "paused", "interrupted")  # of a run that nobody drives and that is not at its end
 
 
 class Worker:
@@ -34,8 +32,8 @@ class Worker:
 
     def __init__(self, store: Store, opener: Opener, only: str | None = None, resume: bool = False) -> None:
         self.store, self.opener, self.only = store, opener, only
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self.failure: str | None = None  # why nothing can be written to the store any more
+        self.owner = store.new_owner()
+        self.failure: str | None = None  # why nothing can be written to the store, or to the run, any more
         self._resume_only = resume
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="lethe-worker", daemon=True)
@@ -73,19 +71,31 @@ class Worker:
                 drive = self._current  # looked at first: a run that is taken while the lease is renewed is not lost
                 held = self.store.heartbeat(self.owner, LEASE_SECONDS)
                 if drive and drive.run_id not in held and not drive.ended:
-                    drive.lost = True  # the machine slept longer than the lease, and another took the run over
+                    drive.lost = True  # this process stood still for longer than the lease, and another took it over
+            except self.store.Error as error:
+                log.error("the lease could not be renewed: %s", error)
             except Exception:
                 log.exception("the lease could not be renewed")
             time.sleep(HEARTBEAT_SECONDS)
 
     def _loop(self) -> None:
-        if self.only:
-            try:
-                if self.store.claim(self.only, self.owner, LEASE_SECONDS):
-                    self._drive(self.only, self._resume_only)
-            except Exception as error:
-                self.failure = explain(self.store, error)[1]
-            return
+        try:
+            if self.only:
+                self._drive_only(self.only)
+            else:
+                self._drive_all()
+        finally:
+            self.store.retire(self.owner)
+
+    def _drive_only(self, run_id: str) -> None:
+        among = ("queued", *RESUMABLE) if self._resume_only else ("queued",)
+        try:
+            if self.store.claim(run_id, self.owner, LEASE_SECONDS, among):
+                self._drive(run_id, self._resume_only)
+        except Exception as error:
+            self.failure = explain(self.store, error)[1]
+
+    def _drive_all(self) -> None:
         looked = 0.0
         while not self.stopping:
             try:
@@ -98,8 +108,11 @@ class Worker:
                 else:
                     self.serve_others()
                     self.rest()
+            except self.store.Error as error:
+                # A full disk, say, or a lock: the thread stays, so that things go on once the store is well.
+                log.error("the worker could not look for work: %s", error)
+                self.rest(1.0)
             except Exception:
-                # The store is in trouble (a full disk, say): the thread stays, so that things go on once it is well.
                 log.exception("the worker could not look for work")
                 self.rest(1.0)
 
@@ -109,14 +122,17 @@ class Worker:
             if command["kind"] != "resume" or not command["run_id"] or command["run_id"] == self._current_id():
                 continue
             run = self.store.run(command["run_id"])
-            if run and run["status"] in RESUMABLE and self.store.claim(run["id"], self.owner, LEASE_SECONDS):
+            if run and run["status"] in RESUMABLE and self._claim(run, RESUMABLE):
                 if self.store.acknowledge(command["id"]):
                     self.store.finish(command["id"])
                 return run["id"], True
         run = self.store.next_queued()
-        if run and self.store.claim(run["id"], self.owner, LEASE_SECONDS):
+        if run and self._claim(run, ("queued",)):
             return run["id"], False
         return None
+
+    def _claim(self, run: Row, among: Collection[str]) -> bool:
+        return self.store.claim(run["id"], self.owner, LEASE_SECONDS, among)
 
     def someone_waits(self) -> bool:
         """True where a queued run, or the resuming of another, waits for this worker to be free."""
@@ -166,7 +182,7 @@ class Worker:
         return COMMANDS_OF_WAITING_RUNS.get(command["kind"], Worker.refuse)
 
     def _driven_elsewhere(self, run: Row) -> bool:
-        return bool(run["lease_owner"]) and run["lease_owner"] != self.owner and (run["lease_until"] or 0) > time.time()
+        return run["lease_owner"] != self.owner and self.store.held(run)
 
     def _session_of(self, config: Config) -> Session:
         """A session with the model of `config`: the live run's where it is the same one."""
@@ -189,9 +205,11 @@ class Worker:
 
     def stop_waiting(self, command: Row) -> None:
         run = self._run_of(command)
-        if run["status"] not in ("queued", "paused", "interrupted"):
+        if not self._claim(run, WAITING):  # held meanwhile, so that no other process begins it
             self.refuse(command)
-        self.store.set_status(run["id"], "stopped", "Stopped while nothing drove it.", "stopped")
+        with self.store.owned(run["id"], self.owner):
+            self.store.set_status(run["id"], "stopped", "Stopped while nothing drove it.", "stopped")
+            self.store.release(run["id"], self.owner)
 
     def refuse(self, command: Row) -> None:
         run, kind = self._run_of(command), command["kind"]
