@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from terminal.text import BROKEN, BadInput, Broken, answer, indented, losses, plain, say
 from unlearn_core.running.log import LogFile, internal_error
 from unlearn_core.running.protocols import Config, Session
+from unlearn_core.settings.disk import full_disk
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.home import CACHE, home_folder
 from unlearn_core.settings.presets import PRESETS
@@ -53,11 +54,14 @@ def opened(args: argparse.Namespace, writing: bool = False) -> Iterator[RunStore
     try:
         if store.read_only and writing:
             raise BadInput(store.notice)
-        if store.notice:
-            say(store.notice)
+        told = store.notice
+        if told:
+            say(told)
         if not store.read_only:
             store.interrupt_abandoned()
         yield store
+        if store.notice and store.notice != told:  # it was damaged, and that was found while it was read
+            say(store.notice)
     except StoreError as error:
         raise Broken(str(error)) from None
     finally:
@@ -407,6 +411,8 @@ def logged(args: argparse.Namespace) -> int:
     except (BadInput, Broken, ConfigError, BrokenPipeError):
         raise
     except Exception as error:
+        if sentence := full_disk(error):
+            raise Broken(sentence) from None
         logging.getLogger("lethe").exception("the command line failed")
         raise Broken(internal_error(home_folder(args.home), error)) from None
 

@@ -273,7 +273,7 @@ def _export(store: RunStore, loaded: view.View) -> None:
                 label, data, f"{made['name']}{ending}", mime, key=f"export_{ending}", on_click="ignore", width="stretch"
             )
         if made["folder"] is None:
-            st.html("<p class='quiet'>There is nothing to take away: no checkpoint is on the disk.</p>")
+            st.html(element("p.quiet", made["why"]))
             return
         what = (
             "The weights lie here, as transformers loads them"
@@ -284,11 +284,23 @@ def _export(store: RunStore, loaded: view.View) -> None:
         st.code(made["folder"], language=None, wrap_lines=True)
 
 
+def _saved(store: RunStore, loaded: view.View, file: str) -> tuple[Path | None, int, str]:
+    """The newest adapter's folder and its step; where it is damaged, why it cannot be taken away."""
+    for row in reversed(loaded.checkpoints):
+        if (folder := view.adapter_in(store, row, file)) is not None:
+            try:
+                store.verified_checkpoint(row)
+            except store.Error as error:
+                return None, row["step"], str(error)
+            return folder, row["step"], ""
+    return None, 0, "There is nothing to take away: no checkpoint is on the disk."
+
+
 def _made(store: RunStore, loaded: view.View) -> dict[str, Any]:
     """The files as they are now."""
     export = st.session_state.get("export")
     full = loaded.run["config"].get("where", {}).get("kind") == "full"
-    folder = view.adapter_folder(store, loaded.checkpoints, "model.safetensors" if full else "adapter_config.json")
+    folder, step, why = _saved(store, loaded, "model.safetensors" if full else "adapter_config.json")
     name = "".join(c if c.isalnum() else "-" for c in loaded.run["name"]).strip("-")[:40] or loaded.id
     files: list[tuple[str, str, str, Any]] = []
     if export is not None:
@@ -302,7 +314,7 @@ def _made(store: RunStore, loaded: view.View) -> dict[str, Any]:
         kind = "model" if full else "adapter"
         files.append((f"{kind.capitalize()}, zip", f"-{kind}.zip", "application/zip", zipped(folder, full)))
     place = str(folder.resolve()) if folder else None
-    return {"run": loaded.id, "name": name, "files": files, "folder": place, "full": full, "step": loaded.last_step}
+    return {"run": loaded.id, "name": name, "files": files, "folder": place, "full": full, "step": step, "why": why}
 
 
 main()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import secrets
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +19,8 @@ from typing import IO, Any, ClassVar, TypeVar
 
 from sqlite_utils import Database
 
-from storage import migrations
+from storage import migrations, read_only
+from unlearn_core.settings.disk import full, full_disk, to_disk
 
 try:
     import fcntl
@@ -28,6 +32,8 @@ T = TypeVar("T")
 WAIT_SECONDS = 120.0  # for a store that another process has locked; then it is given up
 NOTICE_SECONDS = 1.0  # of waiting, after which it is told
 CLOSE_SECONDS = 2.0  # for the lock, when a store is closed
+ROOM = 20  # digits of a step, so that steps sort as text
+HALF_BACKUP = ".lethe-backup-"  # begins the name of a backup copy that is being written
 
 
 class StoreError(Exception):
@@ -63,22 +69,19 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def dicts(cursor: sqlite3.Cursor, decoded: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The rows of `cursor` by column name, the columns of `decoded` read from JSON."""
+def dicts(cursor: sqlite3.Cursor) -> list[dict[str, Any]]:
+    """The rows of `cursor` by column name."""
     names = [column[0] for column in cursor.description]
-    rows = [dict(zip(names, row, strict=True)) for row in cursor]
-    for row in rows:
-        for name in decoded:
-            row[name] = json.loads(row[name])
-    return rows
+    return [dict(zip(names, row, strict=True)) for row in cursor]
 
 
 class Connection:
     """The file `lethe.db` in `home`: `write()` is one transaction, `read()` a connection that cannot write.
 
-    Raises StoreError when the home cannot be used. A file from a newer version opens read-only and `notice` says so.
-    A store that another process has locked is waited for; `on_wait` is given a sentence once that takes long, in the
-    thread that waits, and `waiting` has it for the others.
+    Raises StoreError when the home cannot be used. What cannot be written (a newer version's file, a damaged one, a
+    read-only home, a full disk) opens for reading only, and `notice` says why. A store that another process has locked
+    is waited for; `on_wait` is given a sentence once that takes long, in the thread that waits, and `waiting` has it
+    for the others.
     """
 
     Error: ClassVar[type[Exception]] = StoreError  # as in PEP 249, for callers that import no storage
@@ -86,7 +89,10 @@ class Connection:
     def __init__(self, home: str | Path, on_wait: Callable[[str], None] | None = None) -> None:
         self.home = Path(home).expanduser().absolute()
         self.path = self.home / "lethe.db"
+        self._address = read_only.address(self.path)
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
         self.read_only = False
+        self.damaged = False
         self.notice: str | None = None
         self._on_wait = on_wait
         self._waits: dict[int, str] = {}  # thread -> what it waits for
@@ -107,24 +113,70 @@ class Connection:
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             self._lock_file = open(self.home / "lethe.lock", "ab")  # noqa: SIM115  (lives as long as the store)
+            if not read_only.writable(self.path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
+            if os.path.isfile(self.path):
+                return self._open_for_reading(error)
             raise StoreError(
-                f"The home folder {self.home} cannot be used ({error.strerror}); choose another folder."
+                full_disk(error, self.home)
+                or f"The home folder {self.home} cannot be used ({error.strerror}); choose another folder."
             ) from error
         with self._locked_file(), self._in_one_sentence():
-            if self.path.exists() and self.path.stat().st_size:
-                with closing(self._new_reader()) as reader:
-                    newer = self._patiently(lambda: migrations.unknown_to_us(Database(reader)))
-                if newer:
-                    self.read_only = True
-                    self.notice = (
-                        f"This store was written by a newer version (it has {newer[-1]}), so it is open for reading "
-                        "only; update the program to write to it."
-                    )
-            if not self.read_only:
-                self._writer = self._patiently(self._new_writer)
-                self._migrate(self._writer)
+            for half in self.home.glob(f"{HALF_BACKUP}*"):  # of a process that died: whoever writes one has the lock
+                half.unlink(missing_ok=True)
+            self._check_log()
+            try:
+                self._open_for_writing()
+            except (sqlite3.Error, OSError) as error:
+                if not read_only.has_content(self.path) or not read_only.may_be_read(error):
+                    raise
+                return self._open_for_reading(error)
+
+    def _open_for_writing(self) -> None:
+        if self.path.exists() and self.path.stat().st_size:
+            with closing(self._new_reader()) as reader:
+                newer = self._patiently(lambda: migrations.unknown_to_us(Database(reader)))
+            if newer:
+                self.read_only = True
+                self.notice = (
+                    f"This store was written by a newer version (it has {newer[-1]}), so it is open for reading "
+                    "only; update the program to write to it."
+                )
+        if not self.read_only:
+            self._writer = self._patiently(self._new_writer)
+            self._migrate(self._writer)
+        self._watcher = self._new_reader()
+
+    def _open_for_reading(self, error: Exception) -> None:
+        """Opens what cannot be written, and says in `notice` why. Raises StoreError where it cannot be read either."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self.read_only = True
+        if read_only.is_damage(error):
+            self.found_damage()
+        elif how := full(error) or ("is full" if read_only.code(error) == sqlite3.SQLITE_FULL else ""):
+            way_out = "make room there and start again"
+            self.notice = f"The disk that holds {self.home} {how}, so it is open for reading only; {way_out}."
+        else:
+            reason = getattr(error, "strerror", None) or error
+            self.notice = (
+                f"{self.home} cannot be written ({reason}), so it is open for reading only; to change something, check "
+                "its permissions, or copy it to another folder."
+            )
+        with self._in_one_sentence():
+            self._address, self._copy = read_only.readable(self.path, NOTICE_SECONDS)
             self._watcher = self._new_reader()
+
+    def _check_log(self) -> None:
+        """SQLite throws the log of an empty file away, and with it all that was not in the file yet."""
+        log = read_only.log_of(self.path)
+        if self.path.is_file() and not read_only.has_content(self.path) and read_only.has_content(log):
+            raise StoreError(
+                f"{self.path} is empty, but its log {log.name} is not, so it is damaged. Nothing was changed: copy "
+                f"both to another place, then delete them here.{self._backup()}"
+            )
 
     def _new_writer(self) -> sqlite3.Connection:
         # isolation_level None: transactions begin where write() says, not where the driver guesses.
@@ -135,11 +187,7 @@ class Connection:
 
     def _new_reader(self) -> sqlite3.Connection:
         return sqlite3.connect(
-            f"{self.path.as_uri()}?mode=ro",
-            uri=True,
-            timeout=NOTICE_SECONDS,
-            check_same_thread=False,
-            isolation_level=None,
+            self._address, uri=True, timeout=NOTICE_SECONDS, check_same_thread=False, isolation_level=None
         )
 
     def _migrate(self, writer: sqlite3.Connection) -> None:
@@ -152,9 +200,11 @@ class Connection:
         try:
             migrations.MIGRATIONS.apply(db)
             writer.execute("COMMIT")
-        except BaseException:
+        except BaseException as error:
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
+            if isinstance(error, ValueError):  # a text that a migration reads is not what was written
+                raise sqlite3.DatabaseError(f"{read_only.DAMAGE}: {error}") from error
             raise
 
     def _back_up(self, writer: sqlite3.Connection, version: str) -> None:
@@ -164,9 +214,10 @@ class Connection:
         while copy.exists():
             copy = self.home / f"lethe-backup-{version}-{number}.db"
             number += 1
-        half = self.home / f".lethe-backup-{secrets.token_hex(4)}"
+        half = self.home / f"{HALF_BACKUP}{secrets.token_hex(4)}"
         try:
             writer.execute("VACUUM INTO ?", (str(half),))
+            to_disk(half)
             half.rename(copy)
         finally:
             half.unlink(missing_ok=True)
@@ -298,6 +349,9 @@ class Connection:
             if self._lock_file is not None:
                 self._lock_file.close()
                 self._lock_file = None
+            if self._copy is not None:
+                self._copy.cleanup()
+                self._copy = None
 
     @contextmanager
     def _locked_file(self, began: float | None = None, seconds: float | None = None) -> Iterator[None]:
@@ -323,18 +377,71 @@ class Connection:
         except sqlite3.ProgrammingError:
             raise  # a mistake in this program, not in the store
         except sqlite3.Error as error:
+            if read_only.is_damage(error):
+                self.found_damage()
             raise StoreError(self._sentence(error)) from error
+        except OSError as error:
+            if not (sentence := full_disk(error, self.path)):
+                raise
+            raise StoreError(sentence) from error
         except UnicodeEncodeError as error:
             raise StoreError("A text with a broken character (half of a surrogate pair) cannot be stored.") from error
 
+    def rows(self, conn: sqlite3.Connection, query: str, values: Any, order: str, scan: str) -> list[tuple[Any, ...]]:
+        """The rows of `query` in `order`; of a damaged table what lies before and behind the damage, and `notice`.
+
+        `scan`: columns in the order of an index, along which a damaged table is walked from both of its ends.
+        """
+        try:
+            return conn.execute(f"{query} ORDER BY {order}", values).fetchall()
+        except sqlite3.DatabaseError as error:
+            if not read_only.is_damage(error):
+                raise
+            self.found_damage()
+        found: dict[tuple[Any, ...], None] = {}
+        for columns in (scan, ", ".join(f"{column} DESC" for column in scan.split(", "))):
+            with suppress(sqlite3.DatabaseError):
+                for row in conn.execute(f"{query} ORDER BY {columns}", values):
+                    found[row] = None
+        return sorted(found, key=lambda row: str(row[0]).rjust(ROOM))
+
+    def decoded(self, cursor: sqlite3.Cursor, names: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The rows of `cursor`, the columns `names` read from JSON. A row that is none is left out: it is damaged."""
+        rows = []
+        for row in dicts(cursor):
+            try:
+                row.update({name: json.loads(row[name]) for name in names})
+                rows.append(row)
+            except (TypeError, ValueError, RecursionError):
+                self.found_damage()
+        return rows
+
+    def found_damage(self) -> None:
+        """From now on this object only reads: a change to a damaged file can damage more of it."""
+        self.read_only, self.damaged, self.notice = True, True, self._damaged()
+
+    def _damaged(self) -> str:
+        return (
+            f"{self.path} is damaged, so it is open for reading only. `python cli.py export RUN --to DIR`, or Export "
+            "on the page Runs, saves what can still be read of a run. Then move it to another place, with the files "
+            f"{self.path.name}-wal and -shm, and a new store begins.{self._backup()}"
+        )
+
+    def _backup(self) -> str:
+        """Which backup copy there is, as a sentence behind another; empty where there is none."""
+        copies = sorted(self.home.glob("lethe-backup-*.db"), key=lambda path: path.stat().st_mtime)
+        return f" Its backup copy {copies[-1].name}, renamed to {self.path.name}, takes its place." if copies else ""
+
     def _sentence(self, error: sqlite3.Error) -> str:
         extended = getattr(error, "sqlite_errorcode", 0)  # absent where the error is the driver's own
-        code = extended & 0xFF  # the low byte is the primary code
+        code = read_only.code(error)
+        if read_only.is_damage(error):
+            return self._damaged()
         reasons = {
             sqlite3.SQLITE_FULL: f"The disk that holds {self.path} is full; nothing of this was written.",
             sqlite3.SQLITE_BUSY: f"Another program keeps {self.path} locked; close it and try again.",
-            sqlite3.SQLITE_NOTADB: f"{self.path} is not a store: the file is no SQLite database.",
-            sqlite3.SQLITE_CORRUPT: f"{self.path} is damaged; put a backup copy in its place.",
+            sqlite3.SQLITE_NOTADB: f"{self.path} is not a store: the file is no SQLite database, "
+            f"and it is left as it is. Move it away, or choose another folder.{self._backup()}",
             sqlite3.SQLITE_IOERR: f"The disk that holds {self.path} failed ({error}); nothing of this was written.",
         }
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):

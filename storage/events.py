@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Mapping
 from typing import Any
 
-from storage.connection import Connection, StoreError, dicts, encode, now
+from storage.connection import Connection, StoreError, encode, now
 
 
 def insert_event(
@@ -27,7 +27,7 @@ class Events(Connection):
         """The run's events with id > `after_id`, oldest first."""
         with self.read() as conn:
             rows = conn.execute("SELECT * FROM events WHERE run_id IS ? AND id > ? ORDER BY id", (run_id, after_id))
-            return dicts(rows, ("payload",))
+            return self.decoded(rows, ("payload",))
 
     def add_event(
         self, run_id: str | None, kind: str, payload: Mapping[str, Any] | None = None, step: int | None = None
@@ -54,7 +54,7 @@ class Events(Connection):
             rows = conn.execute(
                 f"SELECT * FROM commands WHERE {' AND '.join(where)} ORDER BY id DESC LIMIT ?", [*values, limit]
             )
-            return dicts(rows, ("payload",))[::-1]
+            return self.decoded(rows, ("payload",))[::-1]
 
     def acknowledge(self, command_id: int) -> bool:
         """Acknowledge a command; True for the first caller, so that two workers never both run it."""

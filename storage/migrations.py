@@ -113,6 +113,12 @@ def typical_share(db: Database) -> None:
     db.execute("ALTER TABLE responses ADD COLUMN typical_share REAL")
 
 
+@MIGRATIONS(name="006_adapter_sha256")
+def adapter_sha256(db: Database) -> None:
+    """The hash of what stays of a checkpoint when it shrinks; of those before, nobody kept it."""
+    db.execute("ALTER TABLE checkpoints ADD COLUMN adapter_sha256 TEXT")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

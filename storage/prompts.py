@@ -11,6 +11,7 @@ import pandas as pd
 
 from storage.connection import Connection, StoreError, dicts
 from storage.events import insert_event
+from storage.read_only import DAMAGE
 
 ROLES = ("forget", "neighbour", "retain", "free")
 
@@ -34,14 +35,20 @@ RESPONSE_COLUMNS = {
 
 
 def frame(rows: list[tuple[Any, ...]], columns: Mapping[str, str]) -> pd.DataFrame:
-    """A table whose columns have the same types whether or not there are rows."""
+    """A table whose columns have the same types whether or not there are rows.
+
+    Raises sqlite3.DatabaseError where a value is not of its column's type: then the file is damaged.
+    """
     values = zip(*rows, strict=True) if rows else ((),) * len(columns)
-    return pd.DataFrame(
-        {
-            name: pd.Series(list(column), dtype=kind)
-            for (name, kind), column in zip(columns.items(), values, strict=True)
-        }
-    )
+    try:
+        return pd.DataFrame(
+            {
+                name: pd.Series(list(column), dtype=kind)
+                for (name, kind), column in zip(columns.items(), values, strict=True)
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"{DAMAGE}: {error}") from error
 
 
 def insert_prompt(
@@ -133,13 +140,15 @@ class Prompts(Connection):
         """The answers of steps > `after_step`, or of one step, with the wording that each was given to."""
         which = "r.step = :step" if step is not None else "r.step > :after"
         with self.read() as conn:
-            rows = conn.execute(
+            query = (
                 "SELECT r.step, r.prompt_id, p.slot, p.version, p.role, p.text, r.sample, r.text, r.tokens, r.seconds,"
                 f" {', '.join(f'r.{name}' for name in JUDGED)} FROM responses r JOIN prompts p ON p.id = r.prompt_id"
-                f" WHERE r.run_id = :run AND {which} ORDER BY r.step, p.slot, p.version, r.sample",
-                {"run": run_id, "after": after_step, "step": step},
-            ).fetchall()
-        return frame(rows, RESPONSE_COLUMNS)
+                f" WHERE r.run_id = :run AND {which}"
+            )
+            values = {"run": run_id, "after": after_step, "step": step}
+            order, scan = "r.step, p.slot, p.version, r.sample", "r.step, r.prompt_id, r.sample"
+            rows = self.rows(conn, query, values, order, scan)
+            return frame(rows, RESPONSE_COLUMNS)
 
     def add_responses(self, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write answers outside a step: of a probe, or of a new wording at step 0."""

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
-import shutil
 import sqlite3
 import statistics
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from storage.checkpoints import Checkpoints
-from storage.connection import StoreError, dicts, encode, now
+from storage.checkpoints import FOLDER, Checkpoints
+from storage.connection import StoreError, encode, now
 from storage.events import Events, insert_event
 from storage.leases import LEASE_SECONDS, Leases, is_live
 from storage.prompts import Prompts, insert_prompt
 from storage.steps import Steps, check_status
+from unlearn_core.settings.disk import remove
+from unlearn_core.settings.home import Outside, within
 
 FEWEST_STEPS = 5  # of a run that tells how long a step takes
 DECODED = ("config", "provenance", "tags")
@@ -82,13 +83,13 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
     def run(self, run_id: str) -> dict[str, Any] | None:
         """The run by its full id, or None."""
         with self.read() as conn:
-            rows = dicts(conn.execute("SELECT * FROM runs WHERE id = ?", (run_id,)), DECODED)
+            rows = self.decoded(conn.execute("SELECT * FROM runs WHERE id = ?", (run_id,)), DECODED)
         return rows[0] if rows else None
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs, newest first."""
         with self.read() as conn:
-            return dicts(conn.execute("SELECT * FROM runs ORDER BY created_at DESC, rowid DESC"), DECODED)
+            return self.decoded(conn.execute("SELECT * FROM runs ORDER BY created_at DESC, rowid DESC"), DECODED)
 
     def find(self, text: str) -> dict[str, Any]:
         """The run with this id, the only one whose id begins so, or the only one of this name."""
@@ -109,7 +110,7 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
     def next_queued(self) -> dict[str, Any] | None:
         """The run that has waited longest and that nobody holds, or None."""
         with self.read() as conn:
-            waiting = dicts(
+            waiting = self.decoded(
                 conn.execute("SELECT * FROM runs WHERE status = 'queued' ORDER BY created_at, rowid"), DECODED
             )
         free = (run for run in waiting if not is_live(run["lease_owner"], run["lease_until"]))
@@ -147,6 +148,13 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
             )
             return statistics.median(row[0] for row in rows), f"as in the run “{run['name']}”"
 
+    def interrupt_abandoned(self) -> list[str]:
+        """As of the leases; what the drivers that are gone have left half written is removed."""
+        interrupted = super().interrupt_abandoned()
+        for run_id in interrupted:
+            self.tidy_checkpoints(run_id)
+        return interrupted
+
     def set_provenance(self, run_id: str, provenance: Mapping[str, Any]) -> None:
         """Add these keys to the run's provenance; a key that was there gets the new value."""
         with self.write() as conn:
@@ -173,15 +181,15 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
     def _delete_checkpoint_folder(self, run_id: str) -> None:
         # An id is a name in home/checkpoints and nothing else, whatever a file that was edited by hand says;
         # a folder that is a link elsewhere loses the link only.
-        checkpoints = self.home / "checkpoints"
+        checkpoints = self.home / FOLDER
         folder = checkpoints / run_id
-        if folder.parent != checkpoints or run_id in ("", ".", "..") or "\\" in run_id:
+        if folder.parent != checkpoints or run_id in ("", ".", "..") or "\\" in run_id or ":" in run_id:
             return
         try:
-            if folder.is_symlink():
-                folder.unlink()
-            elif folder.exists():
-                shutil.rmtree(folder)
+            within(self.home, FOLDER)
+            remove(folder)
+        except Outside:
+            return
         except OSError as error:
             raise StoreError(
                 f"The run is deleted, but its checkpoint folder {folder} could not be removed ({error.strerror})."

@@ -14,6 +14,7 @@ import pandas as pd
 from storage.connection import Connection, StoreError, dicts, now
 from storage.events import insert_event
 from storage.prompts import frame, insert_responses
+from unlearn_core.settings.home import on_network
 
 POINT_COLUMNS = {"step": "int64", "name": "str", "value": "float64"}
 STATUSES = (
@@ -93,10 +94,10 @@ class Steps(Connection):
     def points(self, run_id: str, after_step: int = -1, names: Sequence[str] | None = None) -> pd.DataFrame:
         """The numbers of steps > `after_step`, of all names or some: columns step, name, value."""
         chosen = "" if names is None else f" AND name IN ({', '.join('?' * len(names))})"
-        query = f"SELECT step, name, value FROM points WHERE run_id = ? AND step > ?{chosen} ORDER BY step, name"
+        query = f"SELECT step, name, value FROM points WHERE run_id = ? AND step > ?{chosen}"
         with self.read() as conn:
-            rows = conn.execute(query, (run_id, after_step, *(names or ()))).fetchall()
-        return frame(rows, POINT_COLUMNS)
+            rows = self.rows(conn, query, (run_id, after_step, *(names or ())), "step, name", "step, name")
+            return frame(rows, POINT_COLUMNS)
 
     def last_points(self, run_id: str) -> dict[str, float]:
         """The newest value of each name."""
@@ -158,11 +159,12 @@ def _insert_examples(
 
 def _insert_checkpoint(conn: sqlite3.Connection, run_id: str, step: int, checkpoint: Mapping[str, Any]) -> None:
     path = PurePath(checkpoint["path"])
-    if path.is_absolute() or ".." in path.parts:
+    if path.is_absolute() or ".." in path.parts or on_network(str(checkpoint["path"])):
         raise StoreError(f"A checkpoint's path is relative to the home folder; {path} is not.")
+    columns = ("run_id", "step", "path", "bytes", "sha256", "complete", "adapter_sha256")
+    hashes = (checkpoint["bytes"], checkpoint["sha256"], int(checkpoint["complete"]), checkpoint.get("adapter_sha256"))
     conn.execute(
-        "INSERT INTO checkpoints (run_id, step, path, bytes, sha256, complete) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (run_id, path) DO UPDATE SET step = excluded.step, bytes = excluded.bytes,"
-        " sha256 = excluded.sha256, complete = excluded.complete",
-        (run_id, step, path.as_posix(), checkpoint["bytes"], checkpoint["sha256"], int(checkpoint["complete"])),
+        f"INSERT INTO checkpoints ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+        f" ON CONFLICT (run_id, path) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in columns[1:])}",
+        (run_id, step, path.as_posix(), *hashes),
     )

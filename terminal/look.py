@@ -15,7 +15,16 @@ from unlearn_core.metrics import METRICS, budgeted, budgeted_set
 if TYPE_CHECKING:
     from storage import RunStore
 
-SHOWN_EVENTS = ("guard", "resumed", "prompt_edited", "not_finite", "failed", "interrupted", "stopped")
+SHOWN_EVENTS = (
+    "guard",
+    "checkpoint_damaged",
+    "resumed",
+    "prompt_edited",
+    "not_finite",
+    "failed",
+    "interrupted",
+    "stopped",
+)
 
 
 def runs(args: argparse.Namespace, store: RunStore) -> int:

@@ -113,6 +113,8 @@ class Follower:
             self.line.say(" ".join([f"step {step}: goes on.", payload.get("sentence", "")]).rstrip())
         elif kind == "prompt_edited":
             self.line.say(f"step {step}: slot {payload['slot']} now asks “{payload['new']}”")
+        elif kind == "checkpoint_damaged":
+            self.line.say(payload["sentence"])
         elif kind == "not_finite":
             self.line.say(f"step {step}: {payload['name']} is not a number ({payload['value']}).")
 

@@ -35,11 +35,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     | {"unlearn_core", "tomli_w", "datasets", "numpy", "huggingface_hub", "jinja2", "charset_normalizer", "ijson"}
     | {"mwparserfromhell", "pyarrow", "regex", "xxhash", "sklearn", "zstandard", "datasketch", "psutil", "gguf"},
     "unlearn_core/running": STANDARD
-    | {"unlearn_core.running", "unlearn_core.settings.provenance", "unlearn_core.settings.report"},
+    | {"unlearn_core.running", "unlearn_core.settings.provenance", "unlearn_core.settings.report"}
+    | {"unlearn_core.settings.disk"},
     "unlearn_core/settings/provenance.py": STANDARD,
     "unlearn_core/settings/report.py": STANDARD,
+    "unlearn_core/settings/disk.py": STANDARD,
+    "unlearn_core/settings/home.py": STANDARD,
     "unlearn_core/settings/imports.py": STANDARD,
-    "storage": STANDARD | {"sqlite3", "sqlite_utils", "pandas", "psutil", "storage"},
+    "storage": STANDARD
+    | {"sqlite3", "sqlite_utils", "pandas", "psutil", "storage"}
+    | {"unlearn_core.settings.disk", "unlearn_core.settings.home"},
     "pages": STANDARD | {"streamlit", "plotly", "pandas", "markupsafe", "pages", "unlearn_core"},
     "pages/shared/format.py": STANDARD,
     "pages/shared/diff.py": STANDARD,

@@ -9,6 +9,7 @@ from typing import Any
 
 from pages.run import answers
 from pages.run.view import View
+from unlearn_core.settings.home import lies_within
 
 LETTERS = "abcd"
 
@@ -29,7 +30,7 @@ class Column:
         """The newest checkpoint at or before the step, else the first after it; None where its files are gone."""
         rows = self.view.checkpoints
         row = next((r for r in reversed(rows) if r["step"] <= self.step), rows[0] if rows else None)
-        return row if row and (home / row["path"]).is_dir() else None
+        return row if row and lies_within(home, row["path"]) else None
 
 
 @dataclass(frozen=True)

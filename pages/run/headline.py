@@ -64,9 +64,22 @@ def resumed_otherwise(view: View) -> str:
     return next((payload["sentence"] for payload in reversed(resumed) if "sentence" in payload), "")
 
 
+def passed_over(view: View) -> str:
+    """Which damaged checkpoints the newest resume has passed over; empty where it has gone on from the newest."""
+    sentences: list[str] = []
+    resumes = 0
+    for event in reversed(view.events):
+        resumes += event["kind"] == "resumed" and "from_step" in event["payload"]
+        if resumes > 1:
+            break
+        if event["kind"] == "checkpoint_damaged":
+            sentences.append(event["payload"]["sentence"])
+    return " ".join(reversed(sentences))
+
+
 def banner(view: View) -> Banner | None:
     """The banner of a run; None where nothing needs attention."""
-    notice, warned = _banner(view), resumed_otherwise(view)
+    notice, warned = _banner(view), " ".join(filter(None, (passed_over(view), resumed_otherwise(view))))
     if not warned:
         return notice
     if notice is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -216,8 +217,7 @@ def load(store: RunStore, run_id: str) -> View | None:
     view.answers.update(rows)
     # What was deleted from the disk is no place to go back to, whatever the store remembers.
     view.checkpoints = [
-        {**row, "complete": row["complete"] and (store.home / row["path"] / "state.json").is_file()}
-        for row in store.checkpoints(run_id)
+        {**row, "complete": row["complete"] and store.has_checkpoint(row)} for row in store.checkpoints(run_id)
     ]
     view.commands = store.commands(run_id, limit=12)
     view.baseline = store.first_points(run_id)
@@ -247,11 +247,18 @@ def adapter_folder(
     `file` tells what is looked for: model.safetensors where the weights themselves were trained.
     """
     for row in reversed(checkpoints):
-        folder: Path = store.home / row["path"]
-        for candidate in (folder / "adapter", folder):
-            if (candidate / file).is_file():
-                return candidate
+        if (folder := adapter_in(store, row, file)) is not None:
+            return folder
     return None
+
+
+def adapter_in(store: RunStore, row: Mapping[str, Any], file: str) -> Path | None:
+    """Where the adapter (or the model) of one checkpoint lies; None where it is gone, or its path leads elsewhere."""
+    try:
+        folder = store.checkpoint_folder(row)
+    except store.Error:
+        return None
+    return next((candidate for candidate in (folder / "adapter", folder) if (candidate / file).is_file()), None)
 
 
 def holder(store: RunStore, run_id: str) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from unlearn_core.corpus.readers import READERS
 from unlearn_core.model import hub_cache
 from unlearn_core.model.gguf import ENDING as GGUF
 from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.home import on_network
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
 
 UPLOAD_MB = 200
@@ -119,6 +120,10 @@ def adapters(folders: Iterable[str], home: str | Path) -> list[str]:
 def _clean(written: str) -> str:
     if "\0" in written or len(written) > 4000:
         raise ConfigError("This is no path: it is too long, or has a character that no path has.")
+    if on_network(written):
+        raise ConfigError(
+            f"{written} names a folder of another machine, and those are not opened. Copy it to this machine."
+        )
     return written
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import io
 import json
 import math
@@ -19,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from sqlite_utils import Migrations
+from sqlite_utils import Database
 
 from pages.setup.draft import of_run, resolve
 from storage import RunStore, StoreError, migrations
@@ -624,14 +626,14 @@ def test_the_data_version_changes_on_own_and_foreign_commits_only_and_is_cheap_t
 # ---- stores of other versions, and homes that cannot be used
 
 
+def newest_version() -> str:
+    with Database(memory=True) as empty:
+        return migrations.MIGRATIONS.pending(empty)[-1].name.split("_")[0]
+
+
 def with_one_more_migration(monkeypatch: pytest.MonkeyPatch) -> None:
-    newer = Migrations("lethe")
-    newer(name="001_tables")(migrations.tables)
-    newer(name="002_command_codes")(migrations.command_codes)
-    newer(name="003_own_guard_rail_settings")(migrations.own_guard_rail_settings)
-    newer(name="004_surprise")(migrations.surprise)
-    newer(name="005_typical_share")(migrations.typical_share)
-    newer(name="006_colour")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN colour TEXT"))
+    newer = copy.deepcopy(migrations.MIGRATIONS)
+    newer(name="900_colour")(lambda db: db.execute("ALTER TABLE runs ADD COLUMN colour TEXT"))
     monkeypatch.setattr(migrations, "MIGRATIONS", newer)
 
 
@@ -649,14 +651,14 @@ def test_an_older_store_is_copied_then_migrated_and_a_newer_one_opens_for_readin
         migrated.close()
         RunStore(tmp_path).close()  # nothing left to migrate: no second copy
     copies = list(tmp_path.glob("*backup*"))
-    assert [copy.name for copy in copies] == ["lethe-backup-005.db"]
-    with sqlite3.connect(copies[0]) as copy:
-        assert copy.execute("SELECT id FROM runs").fetchall() == [(run_id,)]
-        assert "colour" not in [row[1] for row in copy.execute("PRAGMA table_info(runs)")]
-    copy.close()
+    assert [path.name for path in copies] == [f"lethe-backup-{newest_version()}.db"]
+    with sqlite3.connect(copies[0]) as backup:
+        assert backup.execute("SELECT id FROM runs").fetchall() == [(run_id,)]
+        assert "colour" not in [row[1] for row in backup.execute("PRAGMA table_info(runs)")]
+    backup.close()
 
     newer = RunStore(tmp_path)
-    assert newer.read_only and newer.notice is not None and "006_colour" in newer.notice
+    assert newer.read_only and newer.notice is not None and "900_colour" in newer.notice
     assert picture(newer, run_id)["points"] == before["points"]
     version = newer.data_version()
     with contextlib.closing(sqlite3.connect(tmp_path / "lethe.db")) as other, other:
@@ -686,7 +688,8 @@ def test_a_store_of_the_first_version_is_backed_up_migrated_and_keeps_everything
     with store.read() as conn:
         for table, rows in tables.items():
             known = [column[1] for column in conn.execute(f"PRAGMA table_info({table})")]
-            columns = [name for name in known if name not in ("code", "surprise", "typical_share")]
+            later = ("code", "surprise", "typical_share", "adapter_sha256")
+            columns = [name for name in known if name not in later]
             assert rows and conn.execute(f"SELECT {', '.join(columns)} FROM {table}").fetchall() == rows, table
     commands = store.commands("0badcafe")
     assert [(row["kind"], row["code"]) for row in commands] == [("pause", None), ("dance", None), ("resume", None)]
@@ -694,10 +697,10 @@ def test_a_store_of_the_first_version_is_backed_up_migrated_and_keeps_everything
     assert store.commands("0badcafe")[-1]["code"] == "running"
     store.close()
     copies = list(tmp_path.glob("*backup*"))
-    assert [copy.name for copy in copies] == ["lethe-backup-001.db"]
-    with sqlite3.connect(copies[0]) as copy:
-        assert {table: copy.execute(f"SELECT * FROM {table}").fetchall() for table in migrations.TABLES} == tables
-    copy.close()
+    assert [path.name for path in copies] == ["lethe-backup-001.db"]
+    with sqlite3.connect(copies[0]) as backup:
+        assert {table: backup.execute(f"SELECT * FROM {table}").fetchall() for table in migrations.TABLES} == tables
+    backup.close()
 
 
 OLD_RAIL = {
@@ -734,7 +737,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> No
     store.close()
     with pytest.MonkeyPatch.context() as monkeypatch:
         with_one_more_migration(monkeypatch)
-        migrations.MIGRATIONS(name="005_broken")(lambda db: db.execute("ALTER TABLE nowhere ADD COLUMN x"))
+        migrations.MIGRATIONS(name="901_broken")(lambda db: db.execute("ALTER TABLE nowhere ADD COLUMN x"))
         with pytest.raises(StoreError) as error:
             RunStore(tmp_path)
         one_sentence(error)
@@ -812,7 +815,8 @@ def test_an_export_reads_back_as_what_the_store_holds(store: RunStore, tmp_path:
     (store.home / path / "adapter").mkdir(parents=True)
     (store.home / path / "adapter" / "adapter_config.json").write_text("{}")
     add_step(store, run_id, 0, points={"forget_loss": 0.1 + 0.2, "retain_loss": 1e-300})
-    checkpoint = {"path": path, "bytes": 1, "sha256": "0", "complete": True}
+    sha256 = hashlib.sha256(b"{}").hexdigest()
+    checkpoint = {"path": path, "bytes": 2, "sha256": sha256, "complete": True}
     add_step(store, run_id, 1, points={"forget_loss": 1 / 3, "objective": math.nan}, checkpoint=checkpoint)
     nasty = 'a "quoted",\nbroken line; <b>&</b> ünï 漢 🙂'
     prompt = store.prompts(run_id)[0]["id"]

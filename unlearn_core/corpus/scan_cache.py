@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import xxhash
 from unlearn_core.corpus.documents import FilePart, fingerprint_parts
 from unlearn_core.corpus.passages import Occurrence, Passage, ScanResult
 from unlearn_core.model.prompting import Turn
+from unlearn_core.settings.disk import clear_parts, written_beside
 from unlearn_core.settings.sections import DataSettings
 
 FORMAT = 3  # of what is cached; another number makes old files unread
@@ -59,7 +60,6 @@ class ScanCache:
             return
         if fingerprint_parts(self.sources) != self.parts:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         if self._thread:
             _write_json(self.folder / CONTENTS, {**_contents(self.folder), **self.known})
         _write_json(self._path(), asdict(result))
@@ -107,12 +107,12 @@ def _read_json(path: Path) -> Any:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        part.write_text(json.dumps(value), encoding="utf-8")
-        part.replace(path)
-    except (OSError, UnicodeEncodeError):  # on a full disk the next scan takes longer; this one is not lost
-        part.unlink(missing_ok=True)
+    # On a full or read-only disk the next scan takes longer; this one is not lost.
+    with suppress(OSError, UnicodeEncodeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        clear_parts(path.parent)
+        with written_beside(path) as part:
+            part.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _result(plain: Any) -> ScanResult | None:

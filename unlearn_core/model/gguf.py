@@ -13,12 +13,12 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from unlearn_core.settings.disk import beside, clear_parts, full, remove, to_disk
 from unlearn_core.settings.errors import ConfigError, first_line
 from unlearn_core.settings.report import Report, silent
 from unlearn_core.settings.sections import PACKAGED_MODELS
@@ -60,15 +60,21 @@ def converted(path: Path, source: str, cache: Path, report: Report = silent) -> 
     report(STAGE, path.name)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
-            made = Path(part) / folder.name
-            made.mkdir()
-            _convert_beside(path, made, source, report)
+        clear_parts(folder.parent)
+        part = beside(folder)
+        try:
+            part.mkdir()
+            _convert_beside(path, part, source, report)
+            to_disk(part)
             if not folder.exists():  # another process may have been faster
-                made.rename(folder)
+                part.rename(folder)
+        finally:
+            remove(part)
     except OSError as error:
-        reason = f"it cannot be converted into {folder.parent}: {error.strerror or error}"
-        raise ConfigError(reason, field="model.source", value=source, fix="Make room there") from None
+        what = f"it cannot be converted into {folder.parent}"
+        how = f"the disk {full(error)}" if full(error) else error.strerror or error
+        fix = "Make room there" if full(error) else "Check who may write there"
+        raise ConfigError(f"{what}: {how}", field="model.source", value=source, fix=fix) from None
     return folder
 
 
@@ -158,7 +164,8 @@ def main(path: str, folder: str) -> int:
     try:
         convert(Path(path), Path(folder), lambda line: print(line, flush=True))
     except Exception as error:
-        print(f"it cannot be converted: {first_line(error)}", flush=True)
+        how = f"the disk {full(error)}: make room there" if full(error) else first_line(error)
+        print(f"it cannot be converted: {how}", flush=True)
         return 1
     return 0
 

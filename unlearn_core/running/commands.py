@@ -9,6 +9,7 @@ from typing import Any
 
 from unlearn_core.running.log import internal_error
 from unlearn_core.running.protocols import Answer, Row, Session, Store
+from unlearn_core.settings.disk import full_disk
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def explain(store: Store, error: Exception) -> tuple[str, str]:
         return "invalid", str(error)
     if isinstance(error, store.Error):
         return "store", str(error)
+    if sentence := full_disk(error):
+        return "store", sentence
     log.error("internal error", exc_info=error)
     return "internal", internal_error(store.home, error)
 
@@ -68,7 +71,7 @@ def probe(store: Store, run_id: str, session: Session, payload: Mapping[str, Any
         if checkpoint is None:
             raise Refused("no_checkpoint", f"There is no checkpoint near step {step}.")
         nearest[step] = checkpoint
-    paths = {row["step"]: store.home / row["path"] for row in nearest.values()}
+    paths = {row["step"]: store.verified_checkpoint(row) for row in nearest.values()}
     answers = {step: session.answers_at(path, [text])[0] for step, path in paths.items()}
     with owned():
         prompt_id = store.add_probe(run_id, text)

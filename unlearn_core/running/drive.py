@@ -6,14 +6,10 @@ Standard library only, like `worker.py`, which holds the thread that a drive run
 from __future__ import annotations
 
 import gc
-import hashlib
 import logging
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from unlearn_core.running.commands import Refused, carry_out, explain, probe, prompt_text, response_row
@@ -118,18 +114,24 @@ class Drive:
 
         self._clear_up()
         report("importing PyTorch")
-        checkpoint = self._whole_checkpoint() if resume else None
+        checkpoint, damaged = self._whole_checkpoint() if resume else (None, [])
         self._session = self.host.opener(self.config, report)
         self.session.read_texts()
         gc.collect()
         gc.freeze()  # Streamlit collects after every rerun, and would walk all that torch imported each time
         if checkpoint:
-            self.session.restore(self.store.home / checkpoint["path"])
+            self.session.restore(self.store.verified_checkpoint(checkpoint, whole=True))
             began = (self.store.run(self.run_id) or {}).get("provenance", {})
             changed = differences(began, self.session.provenance())
             event = {"from_step": checkpoint["step"], **({"sentence": warning(changed)} if changed else {})}
             with self._owned():
                 self._rewind(checkpoint["step"])
+                for row, sentence in damaged:
+                    payload = {
+                        "checkpoint": row["step"],
+                        "sentence": f"{sentence} The run goes on from step {checkpoint['step']}.",
+                    }
+                    self.store.add_event(self.run_id, "checkpoint_damaged", payload, checkpoint["step"])
                 self.store.set_status(self.run_id, "running", None, "resumed", event)
         else:
             self._baseline()
@@ -141,13 +143,11 @@ class Drive:
                 if command["acknowledged_at"]:
                     reason = "The program that was to do it ended before it was done."
                     self.store.finish(command["id"], reason, "driver_gone")
-            for part in (self.store.home / "checkpoints" / self.run_id).glob("*.part"):
-                shutil.rmtree(part, ignore_errors=True)
+            self.store.tidy_checkpoints(self.run_id)
 
     def _rewind(self, step: int) -> None:
         """Back to how things stood at `step`, inside a transaction: the files go before another can write new ones."""
-        for path in self.store.truncate_after(self.run_id, step):
-            shutil.rmtree(self.store.home / path, ignore_errors=True)
+        self.store.remove_checkpoints(self.run_id, self.store.truncate_after(self.run_id, step))
 
     def _leave_loading(self) -> None:
         """Reading a large corpus takes its time: Stop, and closing the program, do not wait for the end of it."""
@@ -163,18 +163,31 @@ class Drive:
         self.ended = True
         raise Left
 
-    def _whole_checkpoint(self) -> Row | None:
-        """The newest checkpoint with a whole state whose files are still there; None where the run has not begun."""
+    def _whole_checkpoint(self) -> tuple[Row | None, list[tuple[Row, str]]]:
+        """The newest checkpoint whose state is there and as it was saved, and those passed over with the reason.
+
+        None where the run has not begun. Raises Refused where no checkpoint can be gone on from.
+        """
         rows = [row for row in self.store.checkpoints(self.run_id) if row["complete"]]
+        passed: list[tuple[Row, str]] = []
         for row in reversed(rows):
-            if (self.store.home / row["path"] / "state.json").is_file():
-                return row
-        if rows:
+            try:
+                self.store.verified_checkpoint(row, whole=True)
+                return row, passed
+            except self.store.Error as error:
+                passed.append((row, str(error)))
+        if not rows:
+            return None, []
+        if not any(self.store.has_checkpoint(row) for row in rows):
             raise Refused(
                 "checkpoints_deleted",
                 "Its checkpoints were deleted from the disk, so it cannot go on. What it measured can still be read.",
             )
-        return None
+        raise Refused(
+            "checkpoints_damaged",
+            f"None of its checkpoints can be gone on from. {passed[0][1]} What it measured can still be read; a run "
+            "with the same settings begins anew.",
+        )
 
     def _baseline(self) -> None:
         with self._owned():
@@ -246,11 +259,11 @@ class Drive:
         try:
             with self._owned():
                 if checkpoint:
-                    self._place(checkpoint)
+                    self.store.place_checkpoint(checkpoint, self.host.owner)
                 self.store.append_step(self.run_id, step, checkpoint=checkpoint, **more)
         finally:
-            if checkpoint:  # where it has not got to its place
-                shutil.rmtree(self._part(checkpoint["path"]), ignore_errors=True)
+            if checkpoint:
+                self.store.discard_checkpoint(checkpoint, self.host.owner)
 
     def _ask_prompts(self) -> tuple[Sequence[Answer], list[Row]]:
         prompts = self.store.prompts(self.run_id, at_step=self.session.step_number)
@@ -261,30 +274,8 @@ class Drive:
 
     def _checkpoint(self, whole: bool) -> Row:
         """Writes the checkpoint of the current step beside its place; returns its row, for `_append`."""
-        step = self.session.step_number
-        relative = Path("checkpoints") / self.run_id / f"step-{step:06d}"
-        part = self._part(relative)
-        shutil.rmtree(part, ignore_errors=True)
-        self.session.save(part, whole)
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        digest = hashlib.sha256()
-        for path in files:
-            digest.update(path.read_bytes())
-            if whole:
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        size = sum(path.stat().st_size for path in files)
-        return {"path": str(relative), "bytes": size, "sha256": digest.hexdigest(), "complete": whole}
-
-    def _part(self, path: str | Path) -> Path:
-        """Where this driver alone writes the checkpoint that belongs in `path`."""
-        folder = self.store.home / path
-        return folder.with_name(f"{folder.name}.{self.host.owner.rpartition('-')[2]}.part")
-
-    def _place(self, checkpoint: Row) -> None:
-        folder = self.store.home / checkpoint["path"]
-        shutil.rmtree(folder, ignore_errors=True)
-        self._part(checkpoint["path"]).rename(folder)
+        write = partial(self.session.save, whole=whole)
+        return self.store.write_checkpoint(self.run_id, self.session.step_number, whole, write, self.host.owner)
 
     def _save_whole(self, event: str, payload: Row, **more: Any) -> None:
         """The whole state of the current step and its event, in one transaction; no step was taken."""
@@ -295,11 +286,10 @@ class Drive:
         """Older whole states shrink to their adapters; the newest few stay, and those that were pinned."""
         whole = [row for row in self.store.checkpoints(self.run_id) if row["complete"] and not row["pinned"]]
         for row in whole[:-WHOLE_STATES]:
-            folder = self.store.home / row["path"]
             with self._owned():
                 self.store.shrink_checkpoint(row["id"])
-                for name in ("state.json", "state.safetensors"):
-                    (folder / name).unlink(missing_ok=True)
+        with self._owned():
+            self.store.tidy_checkpoints(self.run_id)
 
     # ---------------------------------------------------------------------------------------------- commands
 

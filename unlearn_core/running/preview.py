@@ -16,6 +16,7 @@ from typing import Any
 
 from unlearn_core.running.commands import Refused, carry_out
 from unlearn_core.running.protocols import Config, Inspect, Progress, Row, Store
+from unlearn_core.settings.disk import clear_parts, written_beside
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +101,10 @@ class PreviewThread:
         """Stores the result under a name that follows from the config; returns its path in the home folder."""
         folder = self.store.home / FOLDER
         folder.mkdir(exist_ok=True)
+        clear_parts(folder)
         key = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-        part = folder / f"{key}.part"
-        part.write_text(json.dumps(facts), encoding="utf-8")
-        part.replace(folder / f"{key}.json")
+        with written_beside(folder / f"{key}.json") as part:
+            part.write_text(json.dumps(facts), encoding="utf-8")
         for old in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-FILES]:
             old.unlink(missing_ok=True)
         return f"{FOLDER}/{key}.json"

@@ -13,12 +13,13 @@ def knob(
     help: str = "",
     choices: tuple[Any, ...] = (),
     init: bool = True,
+    path: bool = False,
 ) -> Any:
     """A dataclass field with its range and its meaning: one line feeds the check, the command line and the form.
 
-    `init`: whether it is given to the constructor.
+    `init`: whether it is given to the constructor. `path`: it names something on the disk.
     """
-    facts = {"low": low, "high": high, "help": help, "choices": choices}
+    facts = {"low": low, "high": high, "help": help, "choices": choices, **({"path": True} if path else {})}
     if isinstance(default, tuple):
         facts["filled"] = bool(default)  # a list that has something in it by default must not be emptied
         return field(default_factory=lambda: default, metadata=facts)

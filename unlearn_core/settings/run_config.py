@@ -15,6 +15,7 @@ import tomli_w
 from unlearn_core.settings.compatibility import check
 from unlearn_core.settings.discovery import plugins
 from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.home import on_network
 from unlearn_core.settings.knobs import knob
 from unlearn_core.settings.presets import (
     DEFAULT_METHOD,
@@ -322,6 +323,8 @@ def _check_target(target: str) -> str:
 
 def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
     """A setting's value in the type of its field. `facts`: the field's knob."""
+    if facts.get("path"):
+        _check_places(value, path)
     if typing.get_origin(hint) is tuple:
         value = [value] if isinstance(value, str) else value
         if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -343,6 +346,14 @@ def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
     if hint in (int, float) and not ((low is None or value >= low) and (high is None or value <= high)):
         raise _must_be(path, value, f"a number between {low:g} and {high:g}")
     return value
+
+
+def _check_places(value: Any, path: str) -> None:
+    """Raises ConfigError for a place on another machine: Windows signs in there as soon as it is looked at."""
+    for each in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(each, str) and on_network(each.removeprefix("hf:")):
+            reason = "it names a folder of another machine, and those are not opened"
+            raise ConfigError(reason, field=path, value=each, fix="Copy it to this machine, or write a single slash")
 
 
 def _must_be(path: str, value: Any, allowed: str, fix: str = "") -> ConfigError:

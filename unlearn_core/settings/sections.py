@@ -65,14 +65,15 @@ class Facts:
 class ModelSettings:
     source: str = knob(
         "bundled",
+        path=True,
         help="Model: bundled, bundled-reference (which never saw the bundled target), smollm2 (SmolLM2-135M-Instruct, "
         "where requirements-real.txt is installed), a folder with a causal language model in Hugging Face's format, a "
         "GGUF file, or a hub id.",
     )
     revision: str = knob("", help="Branch, tag or commit of a hub id; empty = the newest.")
-    adapter: str = knob("", help="Folder with a PEFT LoRA adapter to start from; empty = a new one.")
+    adapter: str = knob("", path=True, help="Folder with a PEFT LoRA adapter to start from; empty = a new one.")
     earlier: tuple[str, ...] = knob(
-        (), help="Folders with the adapters of earlier requests; they stay active and are not trained."
+        (), path=True, help="Folders with the adapters of earlier requests; they stay active and are not trained."
     )
     device: str = knob(
         "auto", choices=("auto", "cpu", "cuda", "mps"), help="Device; auto = a GPU where torch finds one."
@@ -131,11 +132,13 @@ class DataSettings:
     where: str = knob("", help="Filter on the rows of data.forget, as field=value.")
     forget: tuple[str, ...] = knob(
         ("bundled",),
+        path=True,
         help="Forget texts, which are searched for the target: bundled, model (which is asked about the target: its "
         "answers are the texts), files, folders, globs, or hub data sets (hf:name).",
     )
     retain: tuple[str, ...] = knob(
         ("bundled",),
+        path=True,
         help="Retain texts: the same kinds of sources (by default those of data.forget).",
     )
     kind: str = knob(

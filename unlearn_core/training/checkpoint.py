@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearn_core.model.adapters import read_adapter, save_adapter
 from unlearn_core.model.load import GENERATION
-from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from unlearn_core.context import RunContext
@@ -59,11 +59,14 @@ def parts_of(context: RunContext, update: Update) -> dict[str, dict[str, Tensor]
 
 
 def read_method_state(folder: Path) -> dict[str, Tensor]:
-    """What a method needs to answer as it did at the step that was saved in `folder`. Empty where it needs nothing."""
+    """What a method needs to answer as it did at the step that was saved in `folder`. Empty where it needs nothing.
+
+    Raises ConfigError where it cannot be read.
+    """
     try:
-        return load_file(folder / METHOD_STATE)
-    except (OSError, SafetensorError):
-        return {}
+        return load_file(folder / METHOD_STATE) if (folder / METHOD_STATE).is_file() else {}
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"What the method saved in {folder.name} cannot be read: {first_line(error)}") from None
 
 
 def restore(context: RunContext, update: Update, folder: Path) -> dict[str, Any]:

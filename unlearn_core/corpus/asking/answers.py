@@ -31,6 +31,8 @@ from unlearn_core.model.losses import nll
 from unlearn_core.model.prompting import encode_prompt, uses_template
 from unlearn_core.model.sampling import Response, answer
 from unlearn_core.model.window import Window
+from unlearn_core.settings.disk import clear_parts, full_disk, written_beside
+from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.home import cache_folder
 from unlearn_core.settings.report import Report, silent
 
@@ -143,10 +145,16 @@ class Answers:
         path = self.folder / f"{name}-{key}.jsonl"
         if not path.is_file():
             rows = list(ask(self.ask()))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-            part.replace(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                clear_parts(path.parent)
+                with written_beside(path) as part:
+                    part.write_text(
+                        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+                    )
+            except OSError as error:
+                reason = full_disk(error, path.parent) or f"{path.parent} cannot be written: {error.strerror or error}."
+                raise ConfigError(f"The model's answers could not be kept. {reason}") from error
         return path
 
     # ------------------------------------------------------------------------------------------------- asking

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from unlearn_core.corpus.reading.arrow import rows_of
 from unlearn_core.corpus.reading.document import File, ReadReport
 from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.home import Outside, within
 
 PREFIX = "hf:"
 BATCH = 128  # rows at a time
@@ -27,6 +29,7 @@ def saved_rows(file: File, report: ReadReport) -> Iterator[tuple[str, Any]]:
     """Every row of every split of a data set on the disk."""
     import datasets
 
+    _check_files(file)
     try:
         saved = datasets.load_from_disk(str(file.path))
     except Exception as error:
@@ -42,6 +45,25 @@ def saved_rows(file: File, report: ReadReport) -> Iterator[tuple[str, Any]]:
             report.bytes_read = start + file.size * read // total
             yield f"{name} row {number}".lstrip(), row
     report.bytes_read = start + file.size
+
+
+def _check_files(file: File) -> None:
+    """Raises ConfigError where a data set names files that are not its own: they would be read from anywhere."""
+    for state in sorted(file.path.rglob("state.json")):
+        try:
+            named = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # `datasets` says what is wrong with it
+        for name in named:
+            try:
+                own = within(state.parent, name).is_relative_to(file.path.resolve())
+            except (Outside, TypeError):
+                own = False
+            if not own:
+                raise ConfigError(
+                    f"The data set in {file.source!r} names {name!r}, which is not a file of its folder, so it is not "
+                    "read. Save it again with save_to_disk."
+                )
 
 
 def hub_rows(source: str, report: ReadReport) -> Iterator[tuple[str, Any]]:
