@@ -5,14 +5,22 @@ from __future__ import annotations
 import atexit
 import logging
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+import webbrowser
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from starlette.middleware import Middleware
 
+from pages.serving.exposure import Exposure, exposure
+from pages.serving.hosts import HostCheck, is_loopback
+from pages.serving.sign_in import admit
 from pages.shared import page, process
 from storage import RunStore, StoreBusy, StoreError, export
 from unlearn_core.running.log import LogFile
@@ -106,6 +114,7 @@ def at_exit() -> None:
 def main() -> None:
     glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
     st.set_page_config("Lethe", "🌊", "wide", "collapsed", menu_items={"About": glossary})
+    admit(process.objects.get("exposure", Exposure()))
     home = str(home_folder())
     once(at_exit)
     try:
@@ -127,4 +136,43 @@ def main() -> None:
         raise
 
 
-main()
+# ------------------------------------------------------------------------------------------------------- the server
+
+
+def checked_exposure() -> Exposure:
+    """Who can reach this server. Ends the process with a sentence where nobody should."""
+    found = exposure()
+    if found.refusal:
+        print(found.refusal, file=sys.stderr)
+        sys.exit(2)
+    process.objects["exposure"] = found
+    return found
+
+
+def address() -> str:
+    """Where a browser on this machine finds the server."""
+    scheme = "https" if st.get_option("server.sslCertFile") else "http"
+    listens = st.get_option("server.address") or ""
+    host = listens if is_loopback(listens) else "localhost"
+    base = (st.get_option("server.baseUrlPath") or "").strip("/")
+    return f"{scheme}://{host}:{st.get_option('server.port')}/{base}"
+
+
+@asynccontextmanager
+async def serving(app: st.App) -> AsyncIterator[None]:
+    """While the server runs: it warns of who can come in and opens a browser; at its end a live run is saved whole."""
+    if warning := process.objects["exposure"].warning:
+        print(warning, file=sys.stderr, flush=True)
+    if not st.get_option("server.headless"):
+        threading.Thread(target=webbrowser.open, args=[address()], daemon=True).start()
+    yield
+    close()
+
+
+# Streamlit runs this file as a script for every visit; before, its server imports it once, as a module, for `app`.
+if __name__ == "__main__":
+    main()
+else:
+    reached = checked_exposure()
+    check = Middleware(HostCheck, hosts=reached.hosts, beyond=reached.beyond)
+    app = st.App(__file__, middleware=[check], lifespan=serving)
