@@ -306,7 +306,7 @@ def _made(store: RunStore, loaded: view.View) -> dict[str, Any]:
     if export is not None:
         files += [
             ("Numbers, CSV", "-points.csv", "text/csv", export.points_csv(store, loaded.id)),
-            ("Answers, CSV", "-answers.csv", "text/csv", store.responses(loaded.id).to_csv(index=False)),
+            ("Answers, CSV", "-answers.csv", "text/csv", export.responses_csv(store, loaded.id)),
             ("Everything, JSON", ".json", "application/json", export.run_json(store, loaded.id)),
         ]
     # A large model is taken from its folder: packed, it would be in memory several times.

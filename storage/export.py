@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from storage import cells
 from storage.checkpoint_files import STATE
 from storage.connection import StoreError
 from storage.runs import RunStore
@@ -58,7 +59,7 @@ def _texts(store: RunStore, run_id: str, missing: list[str]) -> dict[str, str]:
     """File name -> text; what a damaged store cannot tell any more is named in `missing`."""
     makers: dict[str, Callable[[], str]] = {
         "points.csv": lambda: points_csv(store, run_id),
-        "responses.csv": lambda: str(store.responses(run_id).to_csv(index=False, lineterminator="\n")),
+        "responses.csv": lambda: responses_csv(store, run_id),
         "run.json": lambda: run_json(store, run_id),
     }
     texts = {}
@@ -122,7 +123,12 @@ def points_csv(store: RunStore, run_id: str) -> str:
     except ValueError as error:  # a step has two numbers of one name, which the tables do not allow
         store.found_damage()
         raise StoreError(store.notice) from error
-    return str(wide.to_csv(lineterminator="\n"))
+    return cells.csv(wide, index=True)
+
+
+def responses_csv(store: RunStore, run_id: str) -> str:
+    """The answers as CSV, a row an answer. A text that begins like a formula has an apostrophe in front."""
+    return cells.csv(store.responses(run_id))
 
 
 def run_json(store: RunStore, run_id: str) -> str:

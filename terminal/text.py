@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from pages.shared.format import no_minus_zero, plain_percent, three
 from unlearn_core.metrics import LOSS, SETS
 
 COLOURS = {"red": "31", "green": "32", "bold": "1", "dim": "2"}
+OUR_COLOURS = re.compile("\x1b\\[(?:0|31|32|1|2)m")
 FORGET = LOSS.point("forget")
 
 
@@ -34,7 +36,25 @@ def say(text: str) -> None:
 
 def answer(as_json: bool, facts: Any, text: str) -> None:
     """The outcome on stdout: `facts` for a program, or `text` for a person."""
-    print(json.dumps(facts, ensure_ascii=False, indent=1) if as_json else text, flush=True)
+    print(as_ascii_where_hidden(facts) if as_json else printable(text), flush=True)
+
+
+def as_ascii_where_hidden(facts: Any) -> str:
+    """JSON whose control and direction characters, and all others that cannot be seen, are written as \\uXXXX.
+
+    A program reads the same from it; a terminal obeys none of it.
+    """
+    text = json.dumps(facts, ensure_ascii=False, indent=1)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: of all control sequences only our own colours are left."""
+    parts = OUR_COLOURS.split(text)
+    colours = [*OUR_COLOURS.findall(text), ""]
+    return "".join(plain(part) + colour for part, colour in zip(parts, colours, strict=True))
 
 
 def plain(text: str) -> str:

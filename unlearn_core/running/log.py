@@ -20,6 +20,11 @@ class LogFile(RotatingFileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
         logging.getLogger().addHandler(self)
 
+    def format(self, record: logging.LogRecord) -> str:
+        """The record with control characters as their codes: a name in it must not steer the terminal that shows it."""
+        text = super().format(record)
+        return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
             Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
