@@ -14,13 +14,16 @@ import itertools
 import os
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pages.setup.draft import BETWEEN
 from unlearn_core.corpus.documents import BUNDLED, MODEL
+from unlearn_core.corpus.formats import recognize
 from unlearn_core.corpus.readers import READERS
+from unlearn_core.corpus.reading.document import File
 from unlearn_core.model import hub_cache
 from unlearn_core.model.gguf import ENDING as GGUF
 from unlearn_core.settings.errors import ConfigError
@@ -28,7 +31,9 @@ from unlearn_core.settings.home import on_network
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS
 
 UPLOAD_MB = 200
+MOST_UPLOADS = 100  # that are kept
 UPLOADS = "uploads"
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|\Z)", re.IGNORECASE)  # no file of Windows may be called so
 CHECKPOINTS = "checkpoints"
 MOST_ENTRIES = 20_000  # of a folder or a pattern, looked through for links that lead out
 MOST_OFFERED = 60
@@ -333,21 +338,29 @@ def short(source: str, home: str | Path) -> str:
 def keep_upload(name: str, content: BinaryIO, home: str | Path) -> str:
     """The path under which the upload is kept: by its content, so that the same file is there once.
 
-    It goes to the disk a piece at a time. Raises ConfigError where it is empty or the disk refuses it.
+    It goes to the disk a piece at a time. Whatever the browser has checked is checked here: raises ConfigError where
+    name or content are not those of texts, where it is empty or larger than UPLOAD_MB, where MOST_UPLOADS are kept, or
+    where the disk refuses it.
     """
-    safe = re.sub(r"[^\w.-]+", "-", os.path.basename(name.replace("\\", "/"))).strip(".-")[-80:] or "upload.txt"
-    folder, digest, part = Path(home) / UPLOADS, hashlib.sha256(), None
+    safe = _safe_name(name)
+    if not _is_text(safe):
+        raise ConfigError(f"{safe} is not a file of texts that can be read; its name must end in {_endings()}.")
+    folder, digest, part, size = Path(home) / UPLOADS, hashlib.sha256(), None, 0
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".part-", suffix=safe, delete=False) as file:
             part = Path(file.name)
             while block := content.read(1 << 20):
+                if (size := size + len(block)) > UPLOAD_MB << 20:
+                    raise ConfigError(f"{safe} has more than {UPLOAD_MB} MB; put it into a folder and name that.")
                 digest.update(block)
                 file.write(block)
-            size = file.tell()
         if not size:
             raise ConfigError(f"{safe} is empty; upload a file with texts in it.")
+        recognize(File(part, safe, safe, True, size))
         target = folder / digest.hexdigest()[:16] / safe
+        if not target.exists() and len(uploaded(home)) >= MOST_UPLOADS:
+            raise ConfigError(f"{MOST_UPLOADS} uploads are kept in {folder} already. Delete some of them.")
         target.parent.mkdir(exist_ok=True)
         part.replace(target)
         return os.path.realpath(target)
@@ -356,3 +369,15 @@ def keep_upload(name: str, content: BinaryIO, home: str | Path) -> str:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def _safe_name(name: str) -> str:
+    """The last part of a name, of letters, digits, points, hyphens and underscores alone, and no device."""
+    last = unicodedata.normalize("NFC", os.path.basename(name.replace("\\", "/")))
+    safe = re.sub(r"[^\w.-]+", "-", last).strip(".-")[-80:].strip(".-") or "upload.txt"
+    safe = safe if "." in safe else f"{safe}.txt"
+    return f"_{safe}" if DEVICES.match(safe) else safe
+
+
+def _endings() -> str:
+    return f"one of {', '.join(TEXTS)} (and may then end in {', '.join(PACKED)})"
