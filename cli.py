@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import time
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from terminal.text import BROKEN, BadInput, Broken, answer, indented, losses, plain, say
 from unlearn_core.running.log import LogFile, internal_error
 from unlearn_core.running.protocols import Config, Session
+from unlearn_core.settings import toml_text
 from unlearn_core.settings.disk import full_disk
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.home import CACHE, home_folder
@@ -75,9 +75,7 @@ def read_config(args: argparse.Namespace, look: bool = True) -> RunConfig:
     given: dict[str, Any] = {}
     if args.file:
         try:
-            given = tomllib.loads(Path(args.file).read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise BadInput(f"The run file {args.file} is not TOML: {error}.") from None
+            given = toml_text.read(Path(args.file))
         except OSError as error:
             raise BadInput(f"The run file {args.file} cannot be read: {error.strerror}.") from None
     for key in ("preset", "name"):

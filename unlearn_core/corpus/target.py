@@ -32,8 +32,8 @@ PREFIXES = "[ובהלכמש]{0,4}|[وف]?[بكلس]?(?:ال|ل)?"
 WITH_PREFIXES = r"[\u0590-\u06ff]"
 TONOS = re.compile(r"(?<=[\u0370-\u03ff\u0308])\u0301")
 VARIED = re.compile(r"[\s'\"`-]+")  # signs that a text may have in other forms, so that they are in no literal
-SECONDS_A_TEXT = 5.0  # the longest that a pattern may think about one text
-SECONDS_TO_JUDGE, SLOWEST = 10.0, 200_000  # after so many seconds it must have read so many characters in each
+SECONDS_A_TEXT = 0.8  # the longest that a pattern may think about one text; of a long one, about a word
+SECONDS_TO_JUDGE, SLOWEST = 1.0, 200_000  # after so many seconds it must have read so many characters in each
 
 
 class Target:
@@ -49,7 +49,9 @@ class Target:
         texts = [form for text in (data.target, *data.spellings) if text for form in self._forms(text)]
         self.spellings: Sequence[str] = sorted(dict.fromkeys(texts), key=len, reverse=True)
         flags = regex.MULTILINE | (regex.IGNORECASE if data.ignore_case else 0)
-        self._compiled = self._compile("|".join(self._branches()), flags)
+        source = "|".join(self._branches())
+        self._compiled = self._compile(source, flags)
+        self._word_by_word = regex.compile(rf"(?:{source})|(\W)", flags) if self.is_pattern else None
         literals = [self._literal(text) for text in self.spellings]
         self._filters, self._bytes_folding = prefilters(literals), BytesFolding("".join(literals))
         self._spent, self._read = 0.0, 0
@@ -123,16 +125,45 @@ class Target:
     def _spans(self, text: str) -> list[tuple[int, int]]:
         if not self.is_pattern:
             return [hit.span() for hit in self._compiled.finditer(text)]
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             spans = [hit.span() for hit in self._compiled.finditer(text, timeout=SECONDS_A_TEXT)]
         except TimeoutError:
-            raise self._too_slow() from None
-        self._spent += time.perf_counter() - began
-        self._read += len(text)
+            if len(text) < SECONDS_A_TEXT * SLOWEST:
+                raise self._too_slow() from None
+            spans = list(self._spans_by_words(text))
+        else:
+            self._judge(time.thread_time() - began, len(text))
+        return [(start, end) for start, end in spans if end > start]
+
+    def _spans_by_words(self, text: str) -> Iterator[tuple[int, int]]:
+        """The same of a long text. Whether the pattern goes on is seen at every sign between two words.
+
+        Such a sign ends a search like a match of the target, which it never hides: of what begins at the same place,
+        the target comes first.
+        """
+        place = judged = 0
+        began = time.thread_time()
+        while place <= len(text):
+            try:
+                hit = self._word_by_word.search(text, place, timeout=SECONDS_A_TEXT)
+            except TimeoutError:
+                raise self._too_slow() from None
+            if hit is None:
+                return
+            if hit[self._word_by_word.groups] is None:
+                yield hit.span()
+            place = max(hit.end(), place + 1)
+            if (now := time.thread_time()) - began > SECONDS_A_TEXT:
+                self._judge(now - began, place - judged)
+                began, judged = now, place
+
+    def _judge(self, seconds: float, characters: int) -> None:
+        """Raises ConfigError for a pattern that is slower than any that a person would wait for."""
+        self._spent += seconds
+        self._read += characters
         if self._spent > SECONDS_TO_JUDGE and self._read < SLOWEST * self._spent:
             raise self._too_slow()
-        return [(start, end) for start, end in spans if end > start]
 
     def replaced(self, text: str, stand_in: str) -> str:
         """The text with `stand_in` wherever the target stood."""

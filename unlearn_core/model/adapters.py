@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import regex
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from unlearn_core.model import hub_cache
-from unlearn_core.settings.errors import ConfigError, first_line
+from unlearn_core.settings.errors import ConfigError, first_line, written
 from unlearn_core.settings.sections import LoraSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ PASSED_OVER = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_m
                "runtime_config", "loftq_config", "eva_config")  # fmt: skip
 STARTS = (None, True, False, "gaussian", "eva", "orthogonal")  # other ways to start change the base weights as well
 LOAD_ERRORS = (OSError, RuntimeError, ValueError, TypeError, SafetensorError)
+SECONDS_A_NAME = 0.2  # in which a pattern tells whether it chooses a layer
 TABLE, PREFIX = ".lora_embedding_", "base_model.model."  # in PEFT's names of an adapter's tensors
 EARLIER = "earlier_"  # and a number: PEFT's names of the adapters of earlier requests, beside the run's own "default"
 
@@ -128,8 +130,8 @@ def adapter_settings(folder: Path, field: str = "model.adapter") -> dict[str, An
         raise refusal("there is no folder of that name with an adapter_config.json in it")
     try:
         settings = dict(json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise refusal(f"its adapter_config.json cannot be read: {error}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise refusal(f"its adapter_config.json cannot be read: {first_line(error)}") from None
     if settings.get("peft_type") != "LORA":
         raise refusal(f"its peft_type is {settings.get('peft_type')!r}, and only LORA can be continued")
     if not (folder / ADAPTER).is_file():
@@ -146,6 +148,8 @@ def adapter_settings(folder: Path, field: str = "model.adapter") -> dict[str, An
     start = settings.get("init_lora_weights")
     if start not in STARTS:
         raise refusal(f"it was initialized by {start!r}, which changes the base weights", "Merge it into them")
+    if rank := _impossible_rank(settings, folder):
+        raise refusal(f"its adapter_config.json says rank {rank}, which its weights do not have")
     if tables := sorted({name.rpartition(".lora_embedding_")[0] for name in _names(folder) if TABLE in name}):
         layers = ", ".join(name.removeprefix(PREFIX) for name in tables)
         raise refusal(
@@ -166,11 +170,41 @@ def adapter_shapes(folder: Path) -> dict[str, list[int]]:
 
 def _names(folder: Path) -> list[str]:
     """The names of an adapter's tensors; none where the file is damaged, which is told when it is loaded."""
+    return list(_shapes(folder))
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    """Name -> shape of an adapter's tensors, as `_names`."""
     try:
         with safe_open(folder / ADAPTER, "pt") as file:
-            return list(file.keys())
+            return {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        return []
+        return {}
+
+
+def _impossible_rank(settings: Mapping[str, Any], folder: Path) -> str:
+    """A rank that no tensor of the file has, for which PEFT would take memory all the same; empty without one."""
+    widest = max((size for shape in _shapes(folder).values() for size in shape), default=0)
+    pattern = settings.get("rank_pattern")
+    ranks = [settings.get("r", 1), *(pattern.values() if isinstance(pattern, Mapping) else ())]
+    wrong = [rank for rank in ranks if not isinstance(rank, int) or (widest and not 0 < rank <= widest)]
+    return written(wrong[0]) if wrong else ""
+
+
+def _check_patterns(model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where a pattern that chooses layers would take for ever on this model's names."""
+    named = [
+        settings[key]
+        for key in ("target_modules", "exclude_modules", "layers_pattern")
+        if isinstance(settings.get(key), str)
+    ]
+    patterns = [*named, *(key for name in ("rank_pattern", "alpha_pattern") for key in settings.get(name) or ())]
+    try:
+        for pattern in patterns:
+            for name, _ in model.named_modules():
+                regex.fullmatch(pattern, name, timeout=SECONDS_A_NAME)
+    except (TimeoutError, regex.error):
+        raise ValueError(f"the pattern {written(pattern)} in its adapter_config.json cannot be searched for") from None
 
 
 def another_base(folder: Path, source: str, model: Path) -> str:
@@ -182,7 +216,7 @@ def another_base(folder: Path, source: str, model: Path) -> str:
     try:
         settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         named = str(settings.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
     ours = {source, str(model), hub_cache.name(model), Path(source).name, model.name} - {""}
     theirs = {named, hub_cache.named_in(named), named.rstrip("/").rpartition("/")[2]} - {""}
@@ -195,6 +229,7 @@ def _continued(base: PreTrainedModel, folder: Path, dropout: float) -> PeftModel
     settings = adapter_settings(folder)
     try:
         output = _tied_output(base)
+        _check_patterns(base, settings)
         model = get_peft_model(base, LoraConfig(**settings, lora_dropout=dropout, task_type="CAUSAL_LM"))
         if output in adapted_layers(model):
             raise ValueError(f"it adapts {output}, which shares its weights with the input embedding here")
@@ -267,6 +302,7 @@ def add_earlier(model: PeftModel, folders: Sequence[Path]) -> None:
     for name, folder in zip(names, folders, strict=True):
         settings = adapter_settings(folder, "model.earlier")
         try:
+            _check_patterns(model, settings)
             model.add_adapter(name, LoraConfig(**settings, lora_dropout=0.0, task_type="CAUSAL_LM"))
             _load_numbers(model, folder, name)
         except LOAD_ERRORS as error:

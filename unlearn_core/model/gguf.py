@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from unlearn_core.model import gguf_header
 from unlearn_core.settings.disk import beside, clear_parts, full, remove, to_disk
 from unlearn_core.settings.errors import ConfigError, first_line
 from unlearn_core.settings.report import Report, silent
@@ -58,6 +59,8 @@ def converted(path: Path, source: str, cache: Path, report: Report = silent) -> 
         fix = f"`python -m pip install {NEEDED}`, or choose a model in Hugging Face's format"
         raise ConfigError("reading a GGUF file needs the package gguf", field="model.source", value=source, fix=fix)
     report(STAGE, path.name)
+    if beyond := gguf_header.claimed_beyond(path):
+        raise ConfigError(beyond, field="model.source", value=source, fix="Fetch it again, or choose another file")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clear_parts(folder.parent)

@@ -26,7 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unlearn_core.model import gguf, hub_cache, stored_weights
-from unlearn_core.model.written import WrittenTokenizer
+from unlearn_core.model.written import MOST_GROWTH, WrittenTokenizer, growth
 from unlearn_core.settings.errors import ConfigError, first_line
 from unlearn_core.settings.home import cache_folder
 from unlearn_core.settings.report import Report, silent
@@ -49,7 +49,6 @@ LIMITS = (
     "seq_length", "model_max_length",
 )  # fmt: skip
 UNBOUNDED = 8_192  # tokens: where the architecture sets no limit, as with ALiBi, memory does
-LOAD_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, SafetensorError)
 
 
 def refused(source: str, reason: str) -> ConfigError:
@@ -64,7 +63,7 @@ def named(source: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except LOAD_ERRORS as error:
+    except Exception as error:  # of any kind: each library has kinds of its own
         raise refused(source, f"it cannot be loaded: {first_line(error)}") from error
 
 
@@ -106,8 +105,10 @@ def _check_numbers(folder: Path, source: str, four_bit: bool) -> None:
 
     What bitsandbytes has quantized to 4 bits is loaded with model.four_bit, as it was written.
     """
-    paths = weight_files(folder, source)
-    method = stored_weights.quantization(read_json(folder / "config.json", source), folder)
+    paths, config = weight_files(folder, source), read_json(folder / "config.json", source)
+    if impossible := stored_weights.beyond_its_weights(config, paths):
+        raise refused(source, impossible)
+    method = stored_weights.quantization(config, folder)
     if four_bit and method.startswith("bitsandbytes, 4"):
         return
     code = "" if method else stored_weights.coded(paths)
@@ -157,6 +158,8 @@ def read_json(path: Path, source: str) -> dict[str, Any]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise refused(source, f"its {path.name} cannot be read as JSON: {first_line(error)}") from None
+    except RecursionError:
+        raise refused(source, f"its {path.name} is nested too deeply") from None
     if not isinstance(settings, dict):
         raise refused(source, f"its {path.name} is JSON, but not a table of settings")
     return settings
@@ -266,6 +269,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     normalizer, the unknown token). Where the two cut a text differently, the file holds. Raises ConfigError where it
     cannot be had.
     """
+    if (folder / "tokenizer.json").is_file() and (times := growth(folder)) > MOST_GROWTH:
+        raise refused(str(folder), f"its tokenizer.json makes {times:.3g} characters of one")
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if (folder / "tokenizer.json").is_file():
         written = WrittenTokenizer(folder)

@@ -71,3 +71,43 @@ def mismatch(loading: Mapping[str, Any]) -> str:
     if surplus:
         return f"{len(surplus)} tensors in the file are none of this model's, such as {surplus[0]}"
     return ""
+
+
+# Numbers of a config.json that decide how many parts a model is built of, before its weights are looked at.
+LAYERS = re.compile(r"(num|n)(_hidden|_decoder|_encoder)?_layers?|(en|de)coder_layers")
+EXPERTS = re.compile(r"(num|n)(_local|_routed|_shared)?_experts")
+MOST_LABELS, MOST_EXPERTS = 100_000, 4_096
+LONGEST_TEXT = 1 << 26  # positions, for each of which some architectures keep a row
+
+
+def beyond_its_weights(config: Mapping[str, Any], paths: Iterable[Path]) -> str:
+    """Which count of a config.json its weights cannot have, so that building the model would take all memory.
+
+    Every layer has a tensor of its own at least; an expert is a row of its router. Empty where all can be.
+    """
+    tensors = sum(_tensors(path) for path in paths)
+    for name, count in _counts(config):
+        most = tensors if LAYERS.fullmatch(name) else max(tensors, MOST_EXPERTS) if EXPERTS.fullmatch(name) else None
+        if most is not None and count > most:
+            return f"its config.json says {name} = {count:,}, and its weights are {tensors:,} tensors"
+        if name == "num_labels" and count > MOST_LABELS:
+            return f"its config.json says {name} = {count:,}, which no language model has"
+        if name in ("n_positions", "max_position_embeddings") and count > LONGEST_TEXT:
+            return f"its config.json says {name} = {count:,}, which no model reads"
+    return ""
+
+
+def _tensors(path: Path) -> int:
+    with safe_open(path, "pt") as file:
+        return len(file.keys())
+
+
+def _counts(config: Mapping[str, Any]) -> Iterable[tuple[str, int]]:
+    """Every whole number of a config, with its name; those of its parts (text_config, vision_config), too."""
+    for name, value in config.items():
+        if isinstance(value, int):
+            yield name, value
+        elif isinstance(value, float) and value == float("inf"):
+            yield name, 2**63
+        elif isinstance(value, Mapping):
+            yield from _counts(value)

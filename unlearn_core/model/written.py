@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -25,7 +26,29 @@ PROBES = (
     "a_b-c/d\\e @f #g $5 %6 ^7 &8 *9 (0) [1] {2} |4| ~5 !!! ??? ...", "https://www.example.com/a?b=1&c=2",
     "aaaaaaaaaaaaaaaaaaaaaaaa",
 )  # fmt: skip
+MOST_GROWTH = 1_000  # characters that a normalizer or a decoder may make of one
 PIECES = 500  # of the vocabulary, evenly spread, that are tried as texts
+
+
+def growth(folder: Path) -> float:
+    """How many characters the replacements in a tokenizer.json make of one, all of them after one another.
+
+    Raises ValueError where the file is no JSON, RecursionError where it is nested too deeply.
+    """
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return max((_growth(content.get(part)) for part in ("normalizer", "pre_tokenizer", "decoder")), default=1.0)
+
+
+def _growth(step: Any) -> float:
+    if not isinstance(step, dict):
+        return 1.0
+    inner = [each for value in step.values() if isinstance(value, list) for each in value]
+    factor = math.prod(_growth(each) for each in inner)
+    if step.get("type") == "Replace":
+        pattern = step.get("pattern")
+        found = str(pattern.get("String") or " ") if isinstance(pattern, dict) else " "
+        factor *= max(1.0, len(str(step.get("content", ""))) / len(found))
+    return factor
 
 
 class WrittenTokenizer:

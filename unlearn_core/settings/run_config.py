@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import tomli_w
 
+from unlearn_core.settings import toml_text
 from unlearn_core.settings.compatibility import check
 from unlearn_core.settings.discovery import plugins
 from unlearn_core.settings.errors import ConfigError
@@ -96,9 +96,10 @@ class RunConfig:
     @classmethod
     def from_toml(cls, text: str) -> RunConfig:
         try:
-            return cls.from_dict(tomllib.loads(text))
-        except tomllib.TOMLDecodeError as error:
+            content = toml_text.parsed(text)
+        except ValueError as error:
             raise ConfigError(f"The run file is not TOML: {error}") from None
+        return cls.from_dict(content)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` of it is the same config."""
@@ -186,11 +187,15 @@ def with_settings(content: Mapping[str, Any], assignments: Iterable[str]) -> dic
         path, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError("it has no '='", field="--set", value=assignment, fix="Write it as section.key=value")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
         section, _, name = path.strip().partition(".")
+        try:
+            value = toml_text.parsed(f"value = {text}")["value"]
+        except ConfigError as error:
+            if not _holds_text(section, name, 0):
+                raise ConfigError(error.reason, field="--set", value=assignment) from None
+            value = text
+        except ValueError:
+            value = text
         if not isinstance(value, str) and _holds_text(section, name, value):
             value = text
         of_section = assigned.get(section)
@@ -333,7 +338,10 @@ def _check(value: Any, hint: Any, facts: Mapping[str, Any], path: str) -> Any:
             raise _must_be(path, value, "a list of texts with at least one in it")
         return tuple(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise _must_be(path, value, "a number that fits into 64 bits") from None
     if isinstance(hint, types.UnionType):
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):

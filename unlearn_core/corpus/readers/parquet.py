@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from unlearn_core.corpus.readers.base import Reader
 from unlearn_core.corpus.reading.arrow import rows_of
 from unlearn_core.corpus.reading.document import File, Kind, ReadReport
+from unlearn_core.corpus.reading.rows import MOST_FIELDS, too_wide
 from unlearn_core.corpus.reading.unpack import blocks
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import DataSettings
@@ -37,6 +38,8 @@ class Parquet(Reader):
         with _seekable(file, kind, report) as handle:
             try:
                 table = parquet.ParquetFile(handle)
+                if len(table.schema_arrow) > MOST_FIELDS:
+                    raise too_wide(file, len(table.schema_arrow))
                 columns = [field.name for field in table.schema_arrow if not _is_bytes(field.type)]
                 if left_out := [field.name for field in table.schema_arrow if field.name not in columns]:
                     report.note(f"{file.name}: columns of bytes, not read: {', '.join(left_out)}")

@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, time
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from unlearn_core.corpus.reading import choices
@@ -33,6 +33,7 @@ CONTEXTS = (  # what a question or an instruction is about
 INSTRUCTIONS = ("instruction", "prompt")  # what they are about follows; before a question it stands in front
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 SYSTEMS = ("system", "system_prompt")
+MOST_FIELDS, SHOWN_FIELDS, MOST_SHAPES = 10_000, 50, 1_000  # of a row; of them in a sentence; of rows, remembered
 LEVELS = 8  # of lists and objects in a field that are looked through for text
 LABELS = {"id", "title", "name", "url", "version", "date"}  # texts about a text
 ROLES = {
@@ -105,6 +106,8 @@ def documents(
         if isinstance(row, Mapping):
             key = tuple(row)
             if key not in shapes:
+                if len(shapes) >= MOST_SHAPES:  # rows that all have other fields
+                    shapes, texts = {}, True
                 try:
                     shapes[key] = fields_of(row, file, data, where)
                 except ConfigError:
@@ -279,8 +282,11 @@ def fields_of(
 
     `guess`: the only field that holds text may be the one, whatever its name.
     """
+    if len(row) > MOST_FIELDS:
+        raise too_wide(file, len(row))
     names = {str(name).strip().lower().replace(" ", "_").replace("-", "_"): name for name in row}
-    there = ", ".join(map(str, row)) or "none"
+    there = ", ".join(map(str, islice(row, SHOWN_FIELDS))) or "none"
+    there += f" and {len(row) - SHOWN_FIELDS:,} more" if len(row) > SHOWN_FIELDS else ""
 
     def first(candidates: Sequence[str], skip: str = "") -> str:
         return next((names[name] for name in candidates if name in names and names[name] != skip), "")
@@ -325,6 +331,13 @@ def fields_of(
     if guess and len(texts) == 1 and texts[0].lower() not in LABELS:
         return Fields(text=texts[0])
     raise ConfigError(f"{file.source!r} has no field known to hold text; set data.text_field to one of: {there}.")
+
+
+def too_wide(file: File, count: int) -> ConfigError:
+    """A table with more fields than any that holds texts, for each of whose rows memory would be taken."""
+    return ConfigError(
+        f"{file.source!r} has {count:,} columns, and at most {MOST_FIELDS:,} are read. Keep those with text."
+    )
 
 
 def as_text(value: Any) -> str:
