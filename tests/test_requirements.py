@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -63,3 +66,44 @@ def test_everything_that_comes_along_is_pinned():
     assert {name: metadata.version(name).partition("+")[0] for name in reached} == {
         name: exact[name] for name in reached
     }
+
+
+# -------------------------------------------------------------------------------------------------- locks with hashes
+
+
+def checked(root: Path) -> str:
+    """What `.ci/pin --check` says of a copy of the project; empty where the locks agree with the pins."""
+    done = subprocess.run(
+        [sys.executable, root / ".ci" / "pin", "--check"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == (not done.stderr) and "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_the_locks_agree_with_what_is_pinned_and_one_command_tells_where_they_do_not(tmp_path):
+    assert checked(ROOT) == ""
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "pin", tmp_path / ".ci")
+    names = (*PINNED, "requirements-real.txt", "requirements.lock", "requirements-real.lock", "pyproject.toml")
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path)
+    assert checked(tmp_path) == ""
+    lock = (ROOT / "requirements.lock").read_text()
+    spoiled = {
+        "has streamlit 1.66.0, and 1.67.0 is pinned": lock.replace("streamlit==1.67.0", "streamlit==1.66.0"),
+        "has h11 not at all": "".join(lock.partition("h11==")[:1]) + lock[lock.index("hf-xet==") :],
+        "no hash of xxhash": lock[: lock.index("xxhash==")] + "xxhash==4.1.0\n" + lock[lock.index("zstandard==") :],
+        "no hash of more": lock + "more==1.0 \\\n    --hash=sha256:abc\n",
+        "names an address": lock + "# https://index.example/simple\n",
+    }
+    for said, text in spoiled.items():
+        (tmp_path / "requirements.lock").write_text(text)
+        assert said in checked(tmp_path)
+
+
+def test_every_entry_of_a_lock_has_hashes_and_pip_reads_it():
+    for lock in ("requirements.lock", "requirements-real.lock"):
+        text = (ROOT / lock).read_text().replace("\\\n", "")
+        lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+        assert len(lines) > 1 and all(line.count("--hash=sha256:") >= 1 for line in lines)
+        assert all(str(Requirement(line.partition("--hash")[0]).specifier).startswith("==") for line in lines)
