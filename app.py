@@ -21,6 +21,7 @@ from starlette.middleware import Middleware
 from pages.serving.exposure import Exposure, exposure
 from pages.serving.hosts import HostCheck, is_loopback
 from pages.serving.sign_in import admit
+from pages.serving.uploads import UploadLimit
 from pages.shared import page, process
 from storage import RunStore, StoreBusy, StoreError, export
 from unlearn_core.running.log import LogFile
@@ -175,4 +176,5 @@ if __name__ == "__main__":
 else:
     reached = checked_exposure()
     check = Middleware(HostCheck, hosts=reached.hosts, beyond=reached.beyond)
-    app = st.App(__file__, middleware=[check], lifespan=serving)
+    limit = Middleware(UploadLimit, largest=st.get_option("server.maxUploadSize") << 20)
+    app = st.App(__file__, middleware=[check, limit], lifespan=serving)

@@ -37,7 +37,7 @@ def number(host: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
 def is_loopback(host: str) -> bool:

@@ -24,6 +24,7 @@ from websockets.sync.client import connect
 from pages.serving.exposure import Exposure
 from pages.serving.hosts import HostCheck
 from pages.serving.sign_in import may_come_in
+from pages.serving.uploads import FRAME, UploadLimit
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
@@ -118,6 +119,34 @@ def test_what_arrives_from_elsewhere_is_answered_only_where_it_may_and_by_names_
     assert status(headers_of("gpu.lab.example", "https://gpu.lab.example"), **there) == 200
     for host in ("lab.example", "evil-lab.example", "lethe.example.org.evil.example", "localhost", "192.168.1.5"):
         assert status(headers_of(host, None), **there) == 403
+
+
+def test_uploads_are_bounded_one_by_one_and_together_before_a_byte_is_read() -> None:
+    taken: list[int] = []
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        taken.append(limit.coming)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    async def answer(length: str | None, method: str = "PUT", path: str = "/base/_stcore/upload_file/a/b") -> int:
+        sent: list[Any] = []
+        headers = [] if length is None else [(b"Content-Length", length.encode())]
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await limit({"type": "http", "method": method, "path": path, "headers": headers}, None, send)  # type: ignore[arg-type]
+        return int(sent[0]["status"])
+
+    held = 0
+    limit = UploadLimit(behind, largest=1_000, held=lambda: held)
+    for length, status in (("1000", 204), (str(1_000 + FRAME), 204), (str(1_001 + FRAME), 413), ("9" * 40, 413)):
+        assert asyncio.run(answer(length)) == status
+    assert [asyncio.run(answer(length)) for length in (None, "-1", "x", "")] == [411] * 4
+    assert asyncio.run(answer("9" * 40, "GET")) == asyncio.run(answer("9" * 40, path="/")) == 204
+    held = 3 * (1_000 + FRAME) - 10
+    assert asyncio.run(answer("10")) == 204 and asyncio.run(answer("11")) == 413
+    assert taken[0] == 1_000 and limit.coming == 0
 
 
 # -------------------------------------------------------------------------------------------------- who may come in
@@ -227,6 +256,10 @@ def test_a_server_as_it_starts_by_itself_refuses_every_other_site_on_the_websock
         ]
         for host, origin in foreign:
             assert " 403 " in answered(port, STREAM, host, origin, UPGRADE), (host, origin)
+        upload = f"/_stcore/upload_file/a/b HTTP/1.1\r\nHost: {own}\r\nContent-Length: {10**12}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as stream:
+            stream.sendall(f"PUT {upload}".encode())
+            assert b" 413 " in stream.recv(65536).splitlines()[0]
         for path in ("/", STATIC, "/_stcore/health", "/_stcore/host-config", "/static/index.html", "/media/0.csv"):
             good = answered(port, path, own, f"http://{own}")
             assert " 403 " not in good and "frame-ancestors 'self'" in good and "nosniff" in good
