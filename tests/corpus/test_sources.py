@@ -256,3 +256,46 @@ def test_what_is_offered_are_models_texts_and_uploads_in_the_roots(
     assert files == [kept, str((place / "root" / "a.txt").resolve())]
     inner = sources.texts_in(place / "root" / "stories", place / "home")
     assert [Path(path).name for path in inner] == ["b.txt", "notes.jsonl.gz"]
+
+
+@pytest.mark.parametrize("name", ["a.exe", "a.pkl", "a.txt.exe", "model.safetensors", "config.json", "a.html", "a.gz"])
+def test_an_upload_under_a_name_that_is_not_of_texts_is_refused(place: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not a file of texts .* one of .*\.csv"):
+        sources.keep_upload(name, io.BytesIO(b"text"), place / "home")
+    assert not (place / "home" / "uploads").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0"),
+        ("a.csv", b"PK\x03\x04\0\0"),
+        ("a.txt.gz", b"text"),
+        ("a.parquet", b"text"),
+        ("a.json", b"\0\1\2\3" * 100),
+    ],
+)
+def test_an_upload_whose_content_is_of_another_kind_is_refused_and_leaves_nothing(
+    place: Path, name: str, content: bytes
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sources.keep_upload(name, io.BytesIO(content), place / "home")
+    assert name in str(caught.value) and ".part" not in str(caught.value)
+    assert not [path for path in (place / "home" / "uploads").rglob("*") if path.is_file()]
+
+
+def test_uploads_are_bounded_in_size_and_number_on_the_server(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "UPLOAD_MB", 1)
+    with pytest.raises(ConfigError, match="more than 1 MB"):
+        sources.keep_upload("large.txt", io.BytesIO(b"x" * ((1 << 20) + 1)), place / "home")
+    kept = sources.keep_upload("large.txt", io.BytesIO(b"x" * (1 << 20)), place / "home")
+    monkeypatch.setattr(sources, "MOST_UPLOADS", 1)
+    assert sources.keep_upload("large.txt", io.BytesIO(b"x" * (1 << 20)), place / "home") == kept  # there already
+    with pytest.raises(ConfigError, match="1 uploads are kept"):
+        sources.keep_upload("other.txt", io.BytesIO(b"text"), place / "home")
+    assert sources.uploaded(place / "home") == [kept]
+
+
+@pytest.mark.parametrize(("name", "kept"), [("CON.txt", "_CON.txt"), ("aux", "_aux.txt"), ("com1.csv", "_com1.csv")])
+def test_no_upload_is_called_as_a_device(place: Path, name: str, kept: str) -> None:
+    assert Path(sources.keep_upload(name, io.BytesIO(b"a,b\n1,2\n"), place / "home")).name == kept
