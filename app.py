@@ -45,9 +45,11 @@ def inspector(store: RunStore) -> Inspect:
     """Reads the texts of a run before it starts. Called in the preview thread only."""
 
     def inspect(config: Config, report: Callable[[Progress], None]) -> dict[str, Any]:
-        facts: dict[str, Any] = load("unlearn_core.corpus.preview").inspect(config, report, store.home / CACHE)
         measured = store.step_seconds_like(config)
-        return {**facts, "step_seconds": measured[0], "step_seconds_from": measured[1]} if measured else facts
+        facts: dict[str, Any] = load("unlearn_core.corpus.preview").inspect(
+            config, report, store.home / CACHE, measured
+        )
+        return facts
 
     return inspect
 

@@ -247,9 +247,13 @@ def windows(args: argparse.Namespace) -> int:
     from unlearn_core.corpus.preview import inspect
 
     transformers_logging.set_verbosity_error()  # texts longer than the model reads are what windows are cut from
+    home, measured = home_folder(args.home), None
+    if (home / "lethe.db").is_file():  # a run that costs the same has measured its steps, as Data says as well
+        with opened(args) as store:
+            measured = store.step_seconds_like(config.to_dict())
     reading = Reading(sys.stderr)
     try:
-        facts = inspect(config.to_dict(), reading.tell, home_folder(args.home) / CACHE)
+        facts = inspect(config.to_dict(), reading.tell, home / CACHE, measured)
     finally:
         reading.line.clear()
     answer(args.json, facts, "\n".join(looked_into(facts, config.data.everything)))
@@ -287,6 +291,15 @@ class Parser(argparse.ArgumentParser):
         raise BadInput(f"{message}; `{self.prog} --help` says what is known.")
 
 
+class Version(argparse.Action):
+    """Prints the version, which is read only where it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))["project"]
+        print(f"Lethe {project['version']}")
+        parser.exit()
+
+
 def settings_of_a_run() -> Parser:
     parser = Parser(add_help=False)
     parser.add_argument("file", nargs="?", metavar="FILE.toml", help="the run file (default: the bundled run)")
@@ -298,7 +311,7 @@ def settings_of_a_run() -> Parser:
 
 
 def make_parser() -> Parser:
-    from terminal import look, steer
+    from terminal import look, manage, steer
     from terminal.methods import methods
 
     shared, settings, driving, one = (
@@ -312,6 +325,7 @@ def make_parser() -> Parser:
     driving.add_argument("--through", action="store_true", help="go on where a guard pauses the run")
     one.add_argument("run", metavar="RUN", help="its id, the beginning of its id, or its name")
     top = Parser(prog="cli.py", description="Lethe: watch a language model forget a word, from the terminal.")
+    top.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
     def verb(act: Callable[..., int], help: str, *parents: Parser, store: str | None = None) -> argparse.ArgumentParser:
@@ -341,6 +355,11 @@ def make_parser() -> Parser:
     two = verb(look.compare, "the answers at two steps, of one run or of two, word by word", store="read")
     two.add_argument("one", metavar="RUN@STEP")
     two.add_argument("other", metavar="RUN@STEP")
+    verb(manage.rename, "give a run another name; its id stays", one, store="written").add_argument(
+        "name", metavar="NAME"
+    )
+    gone = verb(manage.delete, "delete a run with its answers and checkpoints, after asking", one, store="written")
+    gone.add_argument("--yes", action="store_true", help="do not ask")
     out = verb(export, "write a run's numbers, answers and adapter to a folder", one, store="read")
     out.add_argument("--to", required=True, metavar="DIR")
     verb(windows, "what would be forgotten: every occurrence, and the texts of every set", settings)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from markupsafe import Markup
 
 from pages.run import answers, chart, controls, view
-from pages.run.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows
+from pages.run.columns import LETTERS, Cell, Column, Row, cannot_ask, parse, rows, unreadable
 from pages.setup import about
-from pages.shared import diff, page
-from pages.shared.format import percent, three
+from pages.shared import banner, diff, page
+from pages.shared.banner import Banner
+from pages.shared.format import begun, percent, three
 from pages.shared.html import difference, element, joined
 from pages.shared.recorded import RECORDED
 
@@ -19,19 +21,33 @@ if TYPE_CHECKING:
     from storage import RunStore
 
 FOLD_WORDS = 80
-HEIGHT = 260  # of the chart: here it is the map, not the territory
+HEIGHT = 300  # of the chart: here it is the map, not the territory
 
 
 def wanted(store: RunStore) -> list[tuple[str, int]]:
-    """The columns in the address; without any, the run that was looked at last before step 1 and as it is now."""
+    """The columns in the address that there are; where it names none, the run that was looked at last, before step 1
+    and as it is now. Nothing stands in for a run that is missing: `left_out` tells of it."""
     known = {run["id"]: run for run in store.runs()}
-    columns = [(run_id, step) for run_id, step in parse(st.query_params.to_dict()) if run_id in known]
-    if columns or not known:
-        return columns
+    named = parse(st.query_params.to_dict())
+    if named or unreadable(st.query_params.to_dict()) or not known:
+        return [(run_id, step) for run_id, step in named if run_id in known]
     looked = st.session_state.get("run")
-    begun = [run for run in known.values() if run["last_step"] > 0] or list(known.values())
-    run = known[looked] if looked in known and known[looked]["last_step"] > 0 else begun[0]
+    moved = [run for run in known.values() if run["last_step"] > 0] or list(known.values())
+    run = known[looked] if looked in known and known[looked]["last_step"] > 0 else moved[0]
     return [(run["id"], 0), (run["id"], run["last_step"])]
+
+
+def left_out(store: RunStore) -> list[str]:
+    """A sentence on everything in the address that cannot be shown."""
+    known, address = {run["id"]: run for run in store.runs()}, st.query_params.to_dict()
+    sentences = [f"“{text[:40]}” names no step of a run." for text in unreadable(address)]
+    for run_id, step in dict.fromkeys(parse(address)):
+        if run_id not in known:
+            sentences.append(f"There is no run {run_id[:40]} in this store any more.")
+        elif step > known[run_id]["last_step"]:
+            name, last = known[run_id]["name"], known[run_id]["last_step"]
+            sentences.append(f"“{name}” has got to step {last}; there is no step {step} yet.")
+    return sentences
 
 
 def remember(columns: list[tuple[str, int]]) -> None:
@@ -47,11 +63,7 @@ def remember(columns: list[tuple[str, int]]) -> None:
 def main() -> None:
     store = page.begin()
     if not wanted(store):
-        page.heading(
-            "Compare",
-            "There is nothing to compare yet. Begin a run: every step of it can be set beside every other.",
-        )
-        st.page_link("pages/watch.py", label="Begin a run", icon=":material/arrow_forward:")
+        _nothing(store)
         return
     columns = [Column(letter, loaded, step) for letter, loaded, step in _loaded(store)]
     ticking = any(watch_closely(column.view) for column in columns)
@@ -63,6 +75,21 @@ def main() -> None:
         draw(store)
 
     live()
+
+
+def _nothing(store: RunStore) -> None:
+    """No column can be shown: nothing was run yet, or what the address names is not there."""
+    if sentences := left_out(store):
+        page.heading("Compare", " ".join(sentences))
+        if store.runs():
+            st.button("Compare the run that was looked at last", key="compare_last", on_click=remember, args=([],))
+            st.page_link("pages/runs.py", label="See the runs that there are", icon=":material/arrow_forward:")
+        return
+    page.heading(
+        "Compare",
+        "There is nothing to compare yet. Begin a run: every step of it can be set beside every other.",
+    )
+    st.page_link("pages/watch.py", label="Begin a run", icon=":material/arrow_forward:")
 
 
 def watch_closely(loaded: view.View) -> bool:
@@ -81,10 +108,18 @@ def _loaded(store: RunStore) -> list[tuple[str, view.View, int]]:
 def draw(store: RunStore) -> None:
     """One tick of the whole page."""
     columns = [Column(letter, loaded, step) for letter, loaded, step in _loaded(store)]
-    remember([(column.view.id, column.step) for column in columns])
+    if not columns:  # its runs were deleted meanwhile
+        _nothing(store)
+        return
+    told, shown_columns = left_out(store), [(column.view.id, column.step) for column in columns]
+    if told:  # the address becomes that of what is shown, so what it asked for beside that is kept here
+        st.session_state["compare_left_out"] = (shown_columns, told)
+    of_columns, told = st.session_state.get("compare_left_out", (None, []))
+    remember(shown_columns)
     answers = rows(columns, store.home)
     page.heading("Compare", summary(columns, answers))
     page.refused()
+    banner.draw(Banner("calm", " ".join(told)) if told and of_columns == shown_columns else None)
     draw_chart(store, columns)
     draw_heads(store, columns)
     shown = [row for row in answers if row.differs] if st.session_state.get("only_different") else answers
@@ -103,7 +138,7 @@ def summary(columns: list[Column], rows: list[Row]) -> str:
     changed = sum(row.cells[0].text != row.cells[-1].text for row in both)
     where = "" if first.view.id == last.view.id else f" of {first.view.run['name']} and {last.view.run['name']}"
     price = last.view.change(last.view.budgeted, last.step)
-    label = RECORDED[last.view.budgeted].label.capitalize()
+    label = begun(RECORDED[last.view.budgeted].label)
     cost = f" {label} at {last.title}: {percent(price)} since its start." if price is not None else ""
     return f"From {first.title} to {last.title}{where}, {changed} of {len(both)} answers changed.{cost}"
 
@@ -161,7 +196,18 @@ def draw_chart(store: RunStore, columns: list[Column]) -> None:
             help="At most four stand side by side." if full else None,
         )
         st.toggle("different only", key="only_different")
-    mover = next(column for column in columns if column.letter.upper() == st.session_state["moving"])
+        mover = next(column for column in columns if column.letter.upper() == st.session_state["moving"])
+        zooms: dict[str, tuple[int, int] | None] = st.session_state.setdefault("compare_zooms", {})
+        zoomed = bool(zooms.get(mover.view.id))
+        st.button(
+            "whole run",
+            key="compare_whole",
+            type="tertiary",
+            disabled=not zoomed,
+            on_click=_unzoom,
+            args=(zooms, mover.view.id),
+            help=None if zoomed else "Drag across the chart to look at some steps only.",
+        )
     at: dict[int, str] = {}
     for column in columns:
         if column.view.id == mover.view.id:
@@ -174,7 +220,24 @@ def draw_chart(store: RunStore, columns: list[Column]) -> None:
         chosen[columns.index(mover)] = (mover.view.id, max(0, min(step, mover.view.last_step)))
         remember(chosen)
 
-    chart.draw(mover.view, chart.Look(), marked, key="compare_chart", alt=alt, on_picked=picked, height=HEIGHT)
+    look = chart.Look(zoom=zooms.get(mover.view.id))
+    chart.draw(
+        mover.view,
+        look,
+        marked,
+        key="compare_chart",
+        alt=alt,
+        on_picked=picked,
+        on_zoomed=partial(zooms.__setitem__, mover.view.id),
+        height=HEIGHT,
+        turn=st.session_state.get("compare_turn", 0),
+    )
+    st.html(chart.legend(mover.view))
+
+
+def _unzoom(zooms: dict[str, tuple[int, int] | None], run_id: str) -> None:
+    zooms[run_id] = None
+    st.session_state["compare_turn"] = st.session_state.get("compare_turn", 0) + 1
 
 
 def draw_heads(store: RunStore, columns: list[Column]) -> None:

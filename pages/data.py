@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from markupsafe import Markup
 
-from pages.setup import looks, own_answers, passages, session, sources
+from pages.setup import first_card, looks, own_answers, passages, session, sources
 from pages.setup.draft import leave_out, of_run, resolve
 from pages.shared import banner, page
 from pages.shared.banner import Banner
-from pages.shared.format import size
+from pages.shared.format import counted, size
 from pages.shared.html import element, joined
 from unlearn_core.settings.errors import ConfigError
+from unlearn_core.settings.presets import PRESETS
 from unlearn_core.settings.run_config import RunConfig
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ WAY_OUT = "Change the word or the texts on Watch, or look again when what it nam
 
 def main() -> None:
     store = page.begin()
+    if run_id := st.session_state.pop("data_began", None):
+        st.switch_page("pages/watch.py", query_params={"run": run_id})
     _come_back(store)
     session.current(store)
     run = _run(store)
@@ -36,6 +40,9 @@ def main() -> None:
         _head(store, None, run, "", str(error))
         banner.draw(Banner("bad", str(error), "Change it on Watch."))
         return
+    if (wanted := st.query_params.get("run")) and run is None:
+        sentence = f"There is no run {wanted[:40]} in this store any more."
+        banner.draw(Banner("calm", sentence, "These are the texts that the card on Watch names."))
     look = looks.current(store, config)
     if look.command and run is None:
         st.query_params["look"] = str(look.command["id"])  # from where a reload takes the choice
@@ -98,20 +105,44 @@ def _head(
             st.html(element("header.strip", element("h1", title), facts, status, data_page="data"))
         with st.container(width="content", horizontal_alignment="right", key="aside"):
             why = page.read_only(store) or why_not
-            go = st.button(
+            if store.run(st.session_state.setdefault("card_ticket", "")) or not st.session_state["card_ticket"]:
+                st.session_state["card_ticket"] = secrets.token_hex(4)  # two clicks are one run, a later one is another
+            st.button(
                 "Forget this",
                 key="forget_this",
                 type="primary",
                 icon=":material/arrow_forward:",
                 disabled=bool(why),
-                help=why or "To the card on Watch, with the word, the texts and the model filled in.",
+                help=why or "Starts a run of these texts, and shows it on Watch.",
+                on_click=_start,
+                args=(store, config, run),
             )
             change = st.button("Change word or texts", key="change_data", type="tertiary")
-    if go or change:
+            st.html(element("p.quiet.circumstances", _what_starts(store, config) if not why else ""))
+    if change:
         if run is not None and config is not None:
             session.take(store, of_run(config))
         st.session_state.pop("card_ticket", None)
         st.switch_page("pages/watch.py", query_params={"new": "1"})
+
+
+def _what_starts(store: RunStore, config: dict[str, Any] | None) -> str:
+    """What “Forget this” begins, in a few words."""
+    if config is None:
+        return ""
+    recipe = PRESETS[config["preset"]].label if config["preset"] in PRESETS else config["preset"]
+    steps, questions = config["schedule"]["steps"], counted(len(config["prompts"]), "question")
+    other = first_card.what_happens_to_the_other(store) or ""
+    return f"Starts a run: recipe “{recipe}”, at most {steps:,} steps, {questions}. {other}".strip()
+
+
+def _start(store: RunStore, config: dict[str, Any] | None, run: dict[str, Any] | None) -> None:
+    """Begins a run of what is shown; a refusal is said on the page."""
+    if run is not None and config is not None:
+        session.take(store, of_run(config))
+    first_card.start_run(store)
+    if "refused" not in st.session_state:
+        st.session_state["data_began"] = st.session_state["run"]
 
 
 def _facts_line(store: RunStore, config: dict[str, Any] | None, run: dict[str, Any] | None) -> list[Markup]:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import io
 import zipfile
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import streamlit as st
 
 from pages.run import controls, headline, story, view
-from pages.setup import about, session
+from pages.setup import about, session, sources
 from pages.setup.draft import of_run
-from pages.shared import banner, page
+from pages.shared import banner, choices, diff, page
 from pages.shared.banner import Banner
-from pages.shared.format import percent, three
+from pages.shared.choices import Cell, Heading
+from pages.shared.deleting import lost
+from pages.shared.format import percent, setting, three
 from pages.shared.html import element
 from pages.shared.recorded import RECORDED
+from unlearn_core.methods import METHODS
 from unlearn_core.metrics import budgeted, budgeted_set
+from unlearn_core.settings.presets import PRESETS
 from unlearn_core.training.milestones import Milestones
 
 if TYPE_CHECKING:
     from storage import RunStore
 
 TICK = 3.0
+LONGEST = 60  # characters of a text in the table
 MOST_PACKED = 1 << 28  # bytes of an adapter or a model that are offered as one file
 
 
@@ -43,33 +48,72 @@ def main() -> None:
     live()
 
 
-def table(store: RunStore, runs: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a run, newest first."""
-    rows = []
+HEADINGS = (
+    Heading("name"),
+    Heading("state"),
+    Heading("word"),
+    Heading("recipe"),
+    Heading("method"),
+    Heading("model"),
+    Heading("learning rate", True),
+    Heading("step", True, "How far it has got, of how many steps."),
+    Heading("forget loss", True, f"{RECORDED['forget_loss'].explained} Before step 1, and now: sorted by now."),
+    Heading(
+        "holdout loss",
+        True,
+        f"{RECORDED['holdout_loss'].explained} Its change; without a holdout, that of retain loss.",
+    ),
+    Heading("forgotten", True, "The step from which on no forget question is given its old answer."),
+    Heading("best step", True, "Forgotten, within the budget, and of those steps the furthest along."),
+    Heading("damage", True, "The step from which on the budget is exceeded."),
+    Heading("collapsed", True, "The step from which on it is collapsed: damage, not forgetting."),
+    Heading("begun", True),
+)
+
+
+def rows_of(store: RunStore, runs: list[dict[str, Any]]) -> dict[str, list[Cell]]:
+    """Run -> its cells, newest first."""
+    rows = {}
     for run in runs:
         first, last = store.first_points(run["id"]), store.last_points(run["id"])
         loss, which = budgeted(first), budgeted_set(first)
-        at = _milestones(store, run)
-        rows.append(
-            {
-                "state": headline.status_words(run["status"]),
-                "name": run["name"],
-                "word": run["target"],
-                "method": about.label(run["method"]),
-                "step": f"{run['last_step']} of {run['config'].get('schedule', {}).get('steps', '?')}",
-                "forget loss": _from_to(first.get("forget_loss"), last.get("forget_loss")),
-                "holdout loss": _change(first.get(loss), last.get(loss)) + (" (retain)" if which == "retain" else ""),
-                "forgotten": _since(at.forgotten),
-                "best step": _since(at.best),
-                "damage": "collapsed " + _since(at.collapsed) if at.collapsed is not None else _since(at.damaged),
-                "begun": pd.Timestamp(run["created_at"]),
-            }
-        )
-    return pd.DataFrame(rows)
+        at, config = _milestones(store, run), run["config"]
+        step, steps = run["last_step"], config.get("schedule", {}).get("steps", "?")
+        forget, before = last.get("forget_loss"), first.get("forget_loss")
+        change = last[loss] / first[loss] - 1 if first.get(loss) and loss in last else None
+        rate = _learning_rate(run)
+        begun = datetime.fromisoformat(run["created_at"]).astimezone()
+        rows[run["id"]] = [
+            _text(run["name"]),
+            _text(headline.status_words(run["status"]), run["status"]),
+            _text(run["target"]),
+            _text(PRESETS[config["preset"]].label if config.get("preset") in PRESETS else "–"),
+            _text(about.label(run["method"])),
+            _text(_model(store, config)),
+            ("–" if rate is None else setting(rate), rate),
+            (f"{step} of {steps}", float(step)),
+            ("–" if forget is None else f"{three(before)} → {three(forget)}", forget),
+            (percent(change) + (" (retain)" if which == "retain" and change is not None else ""), change),
+            *(_since(milestone) for milestone in (at.forgotten, at.best, at.damaged, at.collapsed)),
+            (f"{begun:%Y-%m-%d %H:%M}", begun.timestamp()),
+        ]
+    return rows
 
 
-def _from_to(first: float | None, last: float | None) -> str:
-    return f"{three(first)} → {three(last)}" if first is not None and last is not None else "–"
+def _text(shown: str, sorted_by: str | None = None) -> Cell:
+    return diff.visible(shown[:LONGEST]), (sorted_by or shown).casefold()
+
+
+def _model(store: RunStore, config: dict[str, Any]) -> str:
+    source = str(config.get("model", {}).get("source", "bundled"))
+    return "bundled" if source == "bundled" else sources.short(source, store.home)
+
+
+def _learning_rate(run: dict[str, Any]) -> float | None:
+    """Of a method that takes gradient steps."""
+    rate = run["config"].get("optimizer", {}).get("learning_rate")
+    trains = run["method"] not in METHODS or METHODS[run["method"]].facts.trains
+    return float(rate) if trains and rate is not None else None
 
 
 def _milestones(store: RunStore, run: dict[str, Any]) -> Milestones:
@@ -81,12 +125,8 @@ def _milestones(store: RunStore, run: dict[str, Any]) -> Milestones:
     return known[run["id"]][1]
 
 
-def _since(step: int | None) -> str:
-    return "–" if step is None else f"{step}"
-
-
-def _change(first: float | None, last: float | None) -> str:
-    return percent(last / first - 1) if first and last is not None else "–"
+def _since(step: int | None) -> Cell:
+    return ("–", None) if step is None else (f"{step}", float(step))
 
 
 def draw(store: RunStore) -> None:
@@ -98,6 +138,8 @@ def draw(store: RunStore) -> None:
     count = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
     sentence = f"{count}, {busy} of them moving." if busy else f"{count}, none of them moving."
     page.heading("Runs", sentence)
+    if (opened := st.session_state.pop("runs_opened", None)) in {run["id"] for run in runs}:
+        _go("pages/watch.py", {"id": opened})
     chosen = _table(store, runs)
     page.refused()
     with st.container(border=True, key="chosen_run"):
@@ -105,41 +147,27 @@ def draw(store: RunStore) -> None:
 
 
 def _table(store: RunStore, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    ids = [run["id"] for run in runs]
-    wanted = st.query_params.get("run", st.session_state.get("run"))
-    start = ids.index(wanted) if wanted in ids else 0
-    picked = st.dataframe(
-        table(store, runs),
+    """The table; the run that is chosen in it, else that of the address, else the one that was looked at last."""
+    by_id, state = {run["id"]: run for run in runs}, st.session_state
+    wanted = st.query_params.get("run")
+    of_address, picked = state.get("runs_picked", (None, None))
+    gone = wanted is not None and wanted not in by_id and of_address != wanted
+    sentence = f"There is no run {str(wanted)[:40]} in this store any more."
+    banner.draw(Banner("calm", sentence, "These are the runs that there are.") if gone else None)
+    offered = [picked if of_address == wanted else None, wanted, state.get("run")]
+    chosen = next((run_id for run_id in offered if run_id in by_id), runs[0]["id"])
+    choices.draw(
+        HEADINGS,
+        rows_of(store, runs),
+        str(chosen),
+        label="All runs: choose one to open, rename, export or delete it",
         key="runs_table",
-        on_select="rerun",
-        selection_mode="single-row",
-        hide_index=True,
-        height=min(38 + 36 * len(runs), 420),
-        alt="All runs; choose a row to open, rename, delete or export it.",
-        selection_default={"selection": {"rows": [start], "columns": [], "cells": []}},
-        column_config={
-            "holdout loss": st.column_config.TextColumn(
-                help=f"{RECORDED['holdout_loss'].explained} Its change; without a holdout, of retain loss."
-            ),
-            "forget loss": st.column_config.TextColumn(
-                help=f"{RECORDED['forget_loss'].explained} Before step 1 and now."
-            ),
-            "forgotten": st.column_config.TextColumn(
-                help="The step from which on no forget question is given its old answer."
-            ),
-            "best step": st.column_config.TextColumn(
-                help="Forgotten, within the budget, and of those steps the furthest along."
-            ),
-            "damage": st.column_config.TextColumn(
-                help="The step from which on the budget is exceeded, or from which on it is collapsed."
-            ),
-            "begun": st.column_config.DatetimeColumn(format="distance"),
-            "word": st.column_config.TextColumn(width="medium"),
-        },
+        on_picked=lambda run_id: state.update(runs_picked=(wanted, run_id)),
+        on_opened=lambda run_id: state.update(runs_opened=run_id),
     )
-    rows = picked["selection"]["rows"] if picked else []
-    place = rows[0] if rows and rows[0] < len(runs) else start
-    return runs[place]
+    meanings = [(element("dt", head.name), element("dd", head.help)) for head in HEADINGS if head.help]
+    st.html(element("details.meanings", element("summary", "What the columns mean"), element("dl.sheet", *meanings)))
+    return by_id[str(chosen)]
 
 
 def _chosen(store: RunStore, run: dict[str, Any]) -> None:
@@ -227,16 +255,9 @@ def _delete(store: RunStore, run_id: str) -> None:
         del st.query_params["run"]
 
 
-def lost(loaded: view.View) -> str:
-    """What goes with the run, in a sentence."""
-    answers = sum(len(rows) for rows in loaded.answers.values())
-    size = sum(row["bytes"] or 0 for row in loaded.checkpoints) / 1e6
-    saved = f"{len(loaded.checkpoints)} checkpoints ({three(size)} MB)" if loaded.checkpoints else "no checkpoint"
-    return f"“{loaded.run['name']}” goes for good: {loaded.last_step} steps, {answers} answers and {saved}."
-
-
 def _really(store: RunStore, loaded: view.View) -> None:
-    banner.draw(Banner("bad", lost(loaded)))
+    answers = sum(len(rows) for rows in loaded.answers.values())
+    banner.draw(Banner("bad", lost(loaded.run, answers, loaded.checkpoints)))
     with st.container(horizontal=True):
         st.button("Delete it for good", key="run_delete_yes", on_click=_delete, args=(store, loaded.id))
         st.button("Keep it", key="run_delete_no", on_click=_keep)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.run import answers, chart, controls, gauges, headline, step_slider, story, view
+from pages.run import answers, chart, controls, gauges, headline, next_steps, step_slider, story, view
+from pages.run.columns import step_in
 from pages.setup import first_card, knobs
 from pages.shared import banner, page
 from pages.shared.banner import Banner
@@ -76,13 +77,24 @@ def selected_step(run: view.View) -> int:
     """The step that is looked at: the newest while following, else the one that was chosen."""
     state = st.session_state
     if state.get("of_run") != run.id:
-        wanted = st.query_params.get("step", "")
+        wanted = step_in(st.query_params.get("step", ""))
         state["of_run"] = run.id
-        state["following"] = not wanted.isdigit()
-        state["chosen_step"] = int(wanted) if wanted.isdigit() else run.last_step
+        state["following"] = wanted is None
+        state["chosen_step"] = run.last_step if wanted is None else wanted
     if state["following"]:
         state["chosen_step"] = run.last_step
     return max(0, min(int(state["chosen_step"]), run.last_step))
+
+
+def looking_back(run: view.View, step: int) -> str:
+    """That the page stands at a chosen step, in a sentence; empty while it follows the newest."""
+    if st.session_state["following"]:
+        return ""
+    chosen = int(st.session_state["chosen_step"])
+    if chosen > run.last_step:
+        return f"There is no step {chosen} yet; the newest is shown."
+    goes_on = f"The run is at step {run.last_step}" + (" and goes on. " if run.status in view.LIVE else ". ")
+    return f"You look at step {step}. {goes_on if step < run.last_step else ''}“Follow latest” shows the newest again."
 
 
 def _choose(step: int) -> None:
@@ -100,20 +112,25 @@ def _follow() -> None:
 # ------------------------------------------------------------------------------------------------------- the page
 
 
-def draw_controls(store: RunStore, run: view.View, step: int, notice: Banner | None) -> None:
+def draw_controls(
+    store: RunStore, run: view.View, step: int, notice: Banner | None, other: dict[str, Any] | None
+) -> None:
+    """`other`: the run that this one waits for."""
+
     def ask(kind: str) -> None:
         page.attempt(store.request, run.id, kind)
 
     following = bool(st.session_state["following"])
     with st.container(horizontal=True, vertical_alignment="center", key="controls"):
-        controls.draw(run, ask, page.read_only(store))
-        reply = controls.outcome(run.commands)
-        words = banner.markup(notice) if notice and not reply else reply
-        st.html(element("div.told", words, role="status"), width="stretch")
+        controls.draw(run, ask, page.read_only(store), other)
+        reply = controls.outcome(run.commands, other)
+        words = reply or (banner.markup(notice) if notice else "")
+        looking = element("p.looking", looking_back(run, step))
+        st.html(element("div.told", element("div", words, looking), role="status"), width="stretch")
         st.button(
             "follow latest",
             key="follow",
-            type="tertiary",
+            type="tertiary" if following else "secondary",
             disabled=following,
             on_click=_follow,
             help="The slider, or a click into the chart, leads to an earlier step." if following else None,
@@ -150,6 +167,7 @@ def draw_chart(run: view.View, step: int) -> None:
         on_zoomed=partial(remember_zoom, run),
         turn=st.session_state.get("chart_turn", 0),
     )
+    st.html(chart.legend(run))
 
 
 def _unzoom(run: view.View) -> None:
@@ -172,12 +190,9 @@ def draw_run(store: RunStore, run_id: str) -> bool:
         missing(run_id)
         return True
     step = selected_step(run)
-    other = view.holder(store, run_id) if run.status == "queued" else None
-    waits = (
-        f"“{other['name']}”, which is at step {other['last_step']}; it begins when that pauses, stops or finishes"
-        if other
-        else None
-    )
+    waiting = run.status == "queued" or "resume" in controls.open_kinds(run.commands)
+    other = view.holder(store, run_id) if waiting else None
+    waits = story.waiting_for(other) if other else None
     with st.container(horizontal=True, key="head"):
         with st.container(width="stretch"):
             headline.draw(run, story.sentence(run.facts(step, waits)) or "", step)
@@ -189,7 +204,10 @@ def draw_run(store: RunStore, run_id: str) -> bool:
     notice = page.waiting(store) or headline.banner(run)
     # What ends a run stands across the page; what happens on the way has a place kept free for it beside the buttons.
     banner.draw(notice if notice and run.status != "paused" else None)
-    draw_controls(store, run, step, notice if notice and run.status == "paused" else None)
+    notice = notice or behind(store, run)
+    draw_controls(store, run, step, notice if notice and run.status == "paused" else None, other)
+    if run.status in next_steps.AFTER:
+        next_steps.draw(store, run)
     left, right = st.columns([1.15, 1], gap="large")
     with left:
         reason = controls.reasons(run, page.read_only(store))["prompt"]
@@ -197,12 +215,22 @@ def draw_run(store: RunStore, run_id: str) -> bool:
     with right:
         draw_chart(run, step)
         gauges.draw(run, step)
+        gauges.explain(run)
     return tick_of(run) == st.session_state.get("tick")
+
+
+def behind(store: RunStore, run: view.View) -> Banner | None:
+    """That another run waits for the model, which a paused one keeps."""
+    waiting = store.next_queued() if run.status == "paused" and run.run["lease_owner"] else None
+    if waiting is None:
+        return None
+    return Banner("calm", f"“{waiting['name']}” waits.", "It begins when this run goes on to its end or is stopped.")
 
 
 def _ask(store: RunStore, run_id: str, question: dict[str, Any]) -> None:
     payload = {"slot": question.get("slot"), "role": question.get("role") or "free", "text": str(question["text"])}
-    page.attempt(store.request, run_id, "prompt", payload)
+    if page.attempt(store.request, run_id, "prompt", payload):
+        _follow()  # it is answered at the newest step, and seen there
 
 
 def _new() -> None:

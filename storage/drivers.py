@@ -70,7 +70,7 @@ def lives(owner: str, until: float) -> bool | None:
         return False
     try:
         if driver.start is None:  # another process has got its number where it began after the lease had ended
-            return psutil.Process(driver.pid).create_time() <= until
+            return bool(psutil.Process(driver.pid).create_time() <= until)
         start = started(driver.pid)
     except (OSError, psutil.Error):
         return True  # it exists, but is hidden from this user

@@ -107,14 +107,17 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
             raise StoreError(f"{text!r} could be any of {shown}{more}; give more of the id.")
         raise StoreError(f"There is no run {text!r}; there are {shown}{more}.")
 
-    def next_queued(self) -> dict[str, Any] | None:
-        """The run that has waited longest and that nobody holds, or None."""
+    def queued(self) -> list[dict[str, Any]]:
+        """The runs that wait and that nobody holds; the one that has waited longest comes first."""
         with self.read() as conn:
             waiting = self.decoded(
                 conn.execute("SELECT * FROM runs WHERE status = 'queued' ORDER BY created_at, rowid"), DECODED
             )
-        free = (run for run in waiting if not is_live(run["lease_owner"], run["lease_until"]))
-        return next(free, None)
+        return [run for run in waiting if not is_live(run["lease_owner"], run["lease_until"])]
+
+    def next_queued(self) -> dict[str, Any] | None:
+        """The run that has waited longest and that nobody holds, or None."""
+        return next(iter(self.queued()), None)
 
     def set_status(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pages.shared.diff import segments
-from pages.shared.format import duration, size, three
+from pages.shared.format import duration, size, step_time, three
 from terminal.facts import find, summary, title
 from terminal.text import FORGET, BadInput, answer, change, coloured, indented, marked, plain, table
 from unlearn_core.metrics import METRICS, budgeted, budgeted_set
@@ -50,7 +50,7 @@ def runs(args: argparse.Namespace, store: RunStore) -> int:
 
 def show(args: argparse.Namespace, store: RunStore) -> int:
     run = find(store, args.run)
-    before, now = answers_at(store, run["id"], 0)[1], answers_at(store, run["id"], run["last_step"])[1]
+    before, now = answers_at(store, run["id"], 0), answers_at(store, run["id"], run["last_step"])
     facts = {
         **summary(store, run["id"]),
         "answers": [{**entry, "before": before.get(text, {}).get("text")} for text, entry in now.items()],
@@ -75,7 +75,8 @@ def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
         yield f"step {event['step']}  {event['kind'].replace('_', ' ')}  {plain(words)}".rstrip()
     for entry in facts["answers"]:
         yield ""
-        yield coloured(f"{entry['role'].upper()}  {plain(entry['prompt'])}", "bold")
+        slot = "" if entry["slot"] is None else f"slot {entry['slot']}  "
+        yield coloured(f"{slot}{entry['role'].upper()}  {plain(entry['prompt'])}", "bold")
         if entry["before"] == entry["text"]:
             yield f"  unchanged  {indented(plain(entry['text']), 13)}"
             continue
@@ -133,16 +134,13 @@ def compare(args: argparse.Namespace, store: RunStore) -> int:
 
 def side(store: RunStore, text: str) -> dict[str, Any]:
     """`RUN@STEP` (or RUN: its last step): the answers and numbers of the newest step up to it at which it was asked."""
-    name, at, wanted = text.rpartition("@")
-    if not at or not wanted.isdigit():
-        name, wanted = text, ""
-    run = find(store, name)
-    step = int(wanted) if wanted else run["last_step"]
+    run, step = run_at(store, text)
     if step > run["last_step"]:
         raise BadInput(f"{title(run)} has got to step {run['last_step']}; it has no step {step}.")
-    answered_at, answers = answers_at(store, run["id"], step)
+    answers = answers_at(store, run["id"], step)
     if not answers:
         raise BadInput(f"{title(run)} has no answers yet.")
+    answered_at = max(entry["answered_at"] for entry in answers.values())
     points = store.points(run["id"])
     numbers = points[points.step <= answered_at].groupby("name").last()["value"].to_dict()
     examples = store.examples(run["id"], answered_at)
@@ -150,15 +148,48 @@ def side(store: RunStore, text: str) -> dict[str, Any]:
     return {**facts, "answers": answers}
 
 
-def answers_at(store: RunStore, run_id: str, step: int) -> tuple[int, dict[str, dict[str, Any]]]:
-    """The newest step up to `step` at which the questions were asked, and its answers by question."""
+def run_at(store: RunStore, text: str) -> tuple[dict[str, Any], int]:
+    """(run, step) of `RUN@STEP`, or of RUN and its last step; a name may have an @ in it.
+
+    Raises BadInput where both readings are possible: `npo@1` is a run of this name, or step 1 of the run `npo`.
+    """
+    name, _, wanted = text.rpartition("@")
+    is_step = bool(name) and wanted.isdecimal() and len(wanted) < 10
+    runs = store.runs()
+    if is_step and not any(text == run["name"] for run in runs):
+        return find(store, name), int(wanted)
+    run = find(store, text)
+    other = next((run for run in runs if name in (run["id"], run["name"])), None)
+    if is_step and other:
+        ways = f"{run['id']} for {title(run)}, {other['id']}@{wanted} for step {wanted} of {title(other)}"
+        raise BadInput(f"{text!r} can be a run of that name and a step of another: write {ways}.")
+    return run, run["last_step"]
+
+
+def answers_at(store: RunStore, run_id: str, step: int) -> dict[str, dict[str, Any]]:
+    """Question -> its newest answer up to `step`, of the questions that are asked at `step`, by slot.
+
+    At step 0 every wording has its answer before step 1. A question that was put to chosen steps (`probe`) is there
+    where it was answered at that very step; it stands in no slot.
+    """
     rows = store.responses(run_id)
-    rows = rows[rows.step <= step]
-    if rows.empty:
-        return 0, {}
-    newest = int(rows.step.max())
-    answers = rows[rows.step == newest].itertuples()
-    return newest, {row.prompt: {"prompt": row.prompt, "role": row.role, "text": row.text} for row in answers}
+    rows = rows[(rows.step <= step) & (rows["sample"] == 0)]
+    newest = {int(row.prompt_id): row for row in rows.itertuples()}  # they come by step: the last one stays
+    answers = {}
+    for prompt in store.prompts(run_id):
+        row = newest.get(prompt["id"])
+        if row is None:
+            continue
+        asked, probed = _is_asked(prompt, step), prompt["from_step"] == prompt["to_step"] == 0
+        if asked or (row.step == step and (step == 0 or probed)):
+            slot = None if probed else prompt["slot"]
+            facts = {"prompt": prompt["text"], "role": prompt["role"], "slot": slot, "text": row.text}
+            answers[prompt["text"]] = {**facts, "answered_at": int(row.step)}
+    return answers
+
+
+def _is_asked(prompt: Mapping[str, Any], step: int) -> bool:
+    return bool(prompt["from_step"] <= step and (prompt["to_step"] is None or step < prompt["to_step"]))
 
 
 def _compared(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -192,7 +223,7 @@ def looked_into(facts: Mapping[str, Any], everything: bool = False) -> Iterator[
     yield f"The tokenizer cuts it into {len(facts['pieces'])}: {pieces}"
     if memory := facts.get("memory"):
         there = f" of {size(memory['available'])} that are there" if memory["available"] else ""
-        took = f"{three(facts['step_seconds'])} s ({facts['step_seconds_from']}; {facts['step_tokens']:,} tokens)"
+        took = f"{step_time(facts['step_seconds'])} ({facts['step_seconds_from']}; {facts['step_tokens']:,} tokens)"
         yield f"A step takes about {took}; a run takes {size(memory['total'])} of memory{there}."
     rows = [(name, each["windows"], each["tokens"], each["trained_tokens"]) for name, each in sets.items()]
     yield "\n" + table(("set", "windows", "tokens", "trained on"), rows)

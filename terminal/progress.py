@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pages.shared.format import duration, size, three
+from pages.shared.format import duration, size, step_time
 from terminal.text import losses, plain
 from unlearn_core.metrics import SETS
 
@@ -125,6 +125,6 @@ class Follower:
         self._paces.append((time.monotonic(), step))
         (began, start), (at, last) = self._paces[0], self._paces[-1]
         if last > start and self.run["status"] == "running":
-            rate = (last - start) / (at - began)
-            parts.append(f"{three(rate)} steps/s, {duration((steps - step) / rate)} left")
+            pace = (at - began) / (last - start)
+            parts.append(f"{step_time(pace)} a step, {duration((steps - step) * pace)} left")
         return "  ".join([*parts, losses(now, first, SETS[:3])])

@@ -9,7 +9,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.run.view import BEFORE_STEP_ONE, View
+from pages.run.view import BEFORE_STEP_ONE, LIVE, View
 from pages.shared import diff
 from unlearn_core.training.collapse import DRAWN, SURPRISING
 
@@ -40,7 +40,10 @@ def card(view: View, prompt: dict[str, Any], step: int) -> dict[str, Any]:
         "note": _note(view, prompt, now),
     }
     if before is None or now is None:
-        waiting = "not asked yet" if view.status in BEFORE_STEP_ONE else "being asked"
+        live = view.status in LIVE or view.run["lease_owner"]
+        waiting = (
+            "not asked yet" if view.status in BEFORE_STEP_ONE else "being asked" if live else "it was not answered"
+        )
         return {**shown, "state": "waiting", "now_name": "…", "now": [("same", waiting)]}
     old, new = before["text"] or NO_ANSWER, now["text"] or NO_ANSWER
     if asked := view.about_a_stand_in(prompt["text"]):

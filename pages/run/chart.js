@@ -1,4 +1,5 @@
 // A Plotly figure that is redrawn by Plotly.react: zoom, hover and hidden series stay from tick to tick.
+const DOUBLE_CLICK = 300 // milliseconds, as Plotly has it
 let loading
 
 function load() {
@@ -30,7 +31,7 @@ function colours(host) {
   const soft = (alpha) => `rgba(${channels.join(',')},${alpha})`
   return {
     font: style.fontFamily, text, quiet: soft(dark ? 0.72 : 0.68), grid: soft(0.11), axis: soft(0.3), band: soft(0.1), reference: soft(0.55),
-    background: dark ? '#24262b' : '#ffffff',
+    background: dark ? '#24262b' : '#ffffff', paper: dark ? 'rgba(22,24,28,.85)' : 'rgba(255,255,255,.85)',
     forget: dark ? '#F07A2B' : '#C25400', retain: dark ? '#56A9E0' : '#0068A3',
     neighbour: dark ? '#25C194' : '#007A58', holdout: dark ? '#7FCBF2' : '#24789F', guard: dark ? '#F2B134' : '#946300',
   }
@@ -57,6 +58,9 @@ export default function ({ data, parentElement, setTriggerValue }) {
   }).then(() => {
     if (host.bound) return
     host.bound = true
+    // Plotly keeps every touch for itself, and a finger on the chart could not scroll the page. A tap comes as a click.
+    host.addEventListener('touchstart', (event) => event.stopPropagation(), { capture: true, passive: true })
+    let picking
     const zoom = (range) => {
       host.zoom = range
       setTriggerValue('zoomed', { range: range && range.map(Math.round), nonce: Math.random() })
@@ -66,10 +70,14 @@ export default function ({ data, parentElement, setTriggerValue }) {
       if (left !== undefined) zoom([left, right])
     })
     host.on('plotly_doubleclick', () => {
+      clearTimeout(picking)
       zoom(null)
       window.Plotly.relayout(host, { 'xaxis.range': host.whole })
     })
-    host.on('plotly_click', (event) => setTriggerValue('picked', { step: Math.round(event.points[0].x), nonce: Math.random() }))
+    host.on('plotly_click', (event) => {
+      clearTimeout(picking) // the first click of two is no choice of a step
+      picking = setTimeout(() => setTriggerValue('picked', { step: Math.round(event.points[0].x), nonce: Math.random() }), DOUBLE_CLICK)
+    })
   }).catch((error) => { host.textContent = `The chart cannot be drawn: ${error.message}. Reload the page.` })
   return () => { if (window.Plotly && !host.isConnected) window.Plotly.purge(host) }
 }

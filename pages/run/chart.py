@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import streamlit as st
+from markupsafe import Markup
 
 from pages.run import marks
 from pages.run.panels import HEIGHT, TOP, layout, line, note, spread, titles
 from pages.run.view import View
 from pages.shared.format import percent, three
+from pages.shared.html import element
 from pages.shared.recorded import RECORDED
 from unlearn_core.metrics import LOSS, SETS
 
@@ -71,7 +73,8 @@ def figure(view: View, look: Look, chosen: Sequence[tuple[int, str]], height: in
     """The Plotly figure. `chosen`: steps to be marked with a line across, each with its label."""
     window = look.zoom or (0, max(view.last_step, 10))
     traces, labels = _traces(view, look, window)
-    shapes, notes = _levels(view, look, window)
+    shapes, level_labels = _levels(view, look)
+    notes: list[dict[str, Any]] = []
     for step, label in chosen:
         shapes.append(line(step, step, 0, 1, "@text", "solid", "paper", width=1.2))
         notes.append(
@@ -81,7 +84,7 @@ def figure(view: View, look: Look, chosen: Sequence[tuple[int, str]], height: in
     for group, more in zip((shapes, notes), marks.milestones(view, window), strict=True):
         group += more
     frame = layout(window, look.log, _ranges(view, look, window), height)
-    frame |= {"shapes": shapes, "annotations": [*notes, *spread(labels, frame), *titles()]}
+    frame |= {"shapes": shapes, "annotations": [*notes, *spread([*labels, *level_labels], frame), *titles()]}
     if not view.numbers:
         notes.append(note(0.5, 0.7, "the curves begin with step 0", "@quiet", xref="paper", yref="paper"))
         frame["annotations"] = [*notes, *titles()]
@@ -157,31 +160,44 @@ def _rounded(values: Sequence[float]) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
-def _levels(view: View, look: Look, window: tuple[int, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The reference level in the upper panel, start and budget in the lower one."""
-    shapes, notes = [], []
-    left = {"xref": "paper", "xanchor": "left"}
+def _levels(view: View, look: Look) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Lines of the reference level in the upper panel, of start and budget in the lower one; and their labels."""
+    shapes, labels = [], []
     level = view.levels.get("forget_level")
-    if level and "forget_loss" in look.series:
-        source = {"hovertext": str(view.levels.get("forget_level_source", "")), **left}
-        whose = f"{NEVER_KNEW}{' (estimate)' if view.levels.get('forget_level_estimated') else ''}"
-        if _in_sight(view, level):
-            shapes.append(line(0, 1, level, level, "@reference", "longdash", "y", across=True))
-            where = math.log10(level) if look.log else level
-            notes.append({**note(0, where, whose, "@quiet", yref="y", yanchor="top"), **source})
-        else:
-            text = f"{whose}: {three(level)}, far above"
-            notes.append({**note(0, TOP[1], text, "@quiet", yref="paper", yanchor="top"), **source})
+    if level and "forget_loss" in look.series and _in_sight(view, level):
+        shapes.append(line(0, 1, level, level, "@reference", "longdash", "y", across=True))
+        text = f"<b>never knew it</b> {three(level)}" + ("<br>an estimate" if _is_estimated(view) else "")
+        labels.append({"y": level, "text": text, "ink": "@quiet", "axis": "y", "hovertext": reference_level(view)})
     zero = 1.0 if look.log else 0.0
     if view.baseline:
         shapes.append(line(0, 1, zero, zero, "@axis", "solid", "y2", across=True, width=1))
     if view.budget and view.baseline:
         top = 1 + view.budget if look.log else 100 * view.budget
         shapes.append(line(0, 1, top, top, "#E69F00", "solid", "y2", across=True, width=1.2))
-        where = math.log10(top) if look.log else top
         text = f"{view.budgeted_set} budget {percent(view.budget, short=True)}"
-        notes.append({**note(0, where, text, "@guard", yref="y2", yanchor="bottom"), **left})
-    return shapes, notes
+        labels.append({"y": top, "text": text, "ink": "@guard", "axis": "y2"})
+    return shapes, labels
+
+
+def _is_estimated(view: View) -> bool:
+    return bool(view.levels.get("forget_level_estimated", True))
+
+
+def reference_level(view: View) -> str:
+    """What the dashed level is, in words: of one's own model it is an estimate. Empty where there is no level."""
+    level = view.levels.get("forget_level")
+    if not level:
+        return ""
+    source = view.levels.get("forget_level_source", "")
+    whence = f"an estimate, from {source}" if _is_estimated(view) else source
+    far = "" if _in_sight(view, level) else "; it lies far above what is drawn"
+    return f"{NEVER_KNEW}: {three(level)} nats ({whence}{far})"
+
+
+def legend(view: View) -> Markup:
+    """The dashed level and the marks that are on the chart, each with its name."""
+    level = reference_level(view)
+    return element("p.marks", element("span", element("i", "╌╌"), f" {level}") if level else None, marks.legend(view))
 
 
 def _ranges(view: View, look: Look, window: tuple[int, int]) -> tuple[list[float], list[float]]:
@@ -249,7 +265,10 @@ def draw(
     }
 
     def picked() -> None:
-        on_picked(int(st.session_state[key].picked["step"]))
+        report = st.session_state[key].picked
+        if report and report["nonce"] != st.session_state.get(f"{key}_nonce"):  # reported again, it is no new click
+            st.session_state[f"{key}_nonce"] = report["nonce"]
+            on_picked(int(report["step"]))
 
     def zoomed() -> None:
         steps = st.session_state[key].zoomed["range"]

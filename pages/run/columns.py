@@ -52,14 +52,25 @@ class Row:
         return len({cell.text for cell in self.cells}) > 1
 
 
+def step_in(text: str) -> int | None:
+    """A step as it stands in an address; None where it is none."""
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
 def parse(address: Mapping[str, str]) -> list[tuple[str, int]]:
     """The columns named in the address, a=run@step ...; what cannot be read is left out."""
-    steps = []
-    for letter in LETTERS:
-        run_id, separator, step = address.get(letter, "").rpartition("@")
-        if separator and run_id and step.isdigit():
-            steps.append((run_id, int(step)))
-    return steps
+    return [column for letter in LETTERS if (column := _named(address.get(letter, "")))]
+
+
+def unreadable(address: Mapping[str, str]) -> list[str]:
+    """What stands in the address in a column's place and names no step of a run."""
+    return [address[letter] for letter in LETTERS if address.get(letter) and not _named(address[letter])]
+
+
+def _named(text: str) -> tuple[str, int] | None:
+    run_id, _, written = text.rpartition("@")
+    step = step_in(written)
+    return (run_id, step) if run_id and step is not None else None
 
 
 def rows(columns: list[Column], home: Path) -> list[Row]:
@@ -86,7 +97,7 @@ def _sampled(column: Column, role: str, text: str) -> Cell:
     here = column.view.asked_at(column.step)
     prompt = next((p for p in here if p["text"] == text and p["role"] == role), None)
     if prompt is None:
-        return Cell(None, "not asked at this step")
+        return _before_it_was_asked(column, role, text) or Cell(None, "not asked at this step")
     row = column.view.answer(prompt["id"], column.step)
     if row is None:
         return Cell(None, "not answered yet")
@@ -96,6 +107,13 @@ def _sampled(column: Column, role: str, text: str) -> Cell:
     return Cell(row["text"], " ".join(filter(None, notes)))
 
 
+def _before_it_was_asked(column: Column, role: str, text: str) -> Cell | None:
+    """What the model before step 1 answers to a wording that was asked later: each is put to it as well."""
+    later = [p for p in column.view.prompts if p["text"] == text and p["role"] == role and not is_probe(p)]
+    row = column.view.answer(later[0]["id"], 0) if later and column.step == 0 else None
+    return Cell(row["text"], f"Asked in these words since step {later[0]['from_step']}.") if row else None
+
+
 def _probed(column: Column, text: str, home: Path) -> Cell:
     prompt = next((p for p in column.view.prompts if is_probe(p) and p["text"] == text), None)
     checkpoint = column.checkpoint(home)
@@ -103,7 +121,7 @@ def _probed(column: Column, text: str, home: Path) -> Cell:
     if prompt is not None and checkpoint is not None:
         for row in given.get(checkpoint["step"], ()):
             if row["prompt_id"] == prompt["id"]:
-                return Cell(row["text"], _named(checkpoint["step"], column.step))
+                return Cell(row["text"], _answered_by(checkpoint["step"], column.step))
     waiting = [
         c for c in column.view.commands if c["kind"] == "probe" and not c["done_at"] and c["payload"]["text"] == text
     ]
@@ -117,7 +135,7 @@ def _probed(column: Column, text: str, home: Path) -> Cell:
     return Cell(None, "not asked of this step")
 
 
-def _named(checkpoint_step: int, step: int) -> str:
+def _answered_by(checkpoint_step: int, step: int) -> str:
     if checkpoint_step == step:
         return "answered by this step's checkpoint"
     return f"answered by the nearest checkpoint, of step {checkpoint_step}"

@@ -13,6 +13,7 @@ from pages.shared.format import duration
 
 BUSY_SECONDS = 10
 SHOWN_SECONDS = 5
+ASK = "A question can be put to its checkpoints, in Compare."
 NAMES = {
     "pause": "Pause",
     "resume": "Resume",
@@ -45,7 +46,7 @@ def reasons(view: View, read_only: str | None) -> dict[str, str | None]:
         "stop": over
         or aside
         or ("It is being loaded; it can be stopped in a moment." if status in ("loading", "baseline") else None),
-        "prompt": begun and "Questions can be changed once step 1 has begun." or over or aside,
+        "prompt": (begun and "Questions can be changed once step 1 has begun.") or (over and f"{over} {ASK}") or aside,
     }
 
 
@@ -53,8 +54,11 @@ def seconds_since(at: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(at)).total_seconds()
 
 
-def outcome(commands: list[dict[str, Any]]) -> str:
-    """What became of the newest command, in a sentence; empty a while after it is done."""
+def outcome(commands: list[dict[str, Any]], other: dict[str, Any] | None = None) -> str:
+    """What became of the newest command, in a sentence; empty a while after it is done.
+
+    `other`: the run that the worker is busy with, where this one waits for it.
+    """
     wanted = [command for command in commands if command["kind"] in NAMES]
     if not wanted:
         return ""
@@ -64,6 +68,8 @@ def outcome(commands: list[dict[str, Any]]) -> str:
         return f"{name}: refused. {command['error']}"
     if command["done_at"]:
         return f"{name}: done." if seconds_since(command["done_at"]) < SHOWN_SECONDS else ""
+    if other:
+        return f"{name}: asked. It waits for “{other['name']}”."
     if command["acknowledged_at"]:
         return f"{name}: seen, under way."
     if age > BUSY_SECONDS:
@@ -75,12 +81,18 @@ def open_kinds(commands: list[dict[str, Any]]) -> set[str]:
     return {command["kind"] for command in commands if not command["done_at"]}
 
 
-def draw(view: View, ask: Callable[[str], None], read_only: str | None) -> None:
-    """Three buttons that stay in their places in every state."""
+def draw(view: View, ask: Callable[[str], None], read_only: str | None, other: dict[str, Any] | None = None) -> None:
+    """Three buttons that stay in their places in every state. `other`: the run that this one waits for."""
     why, waiting = reasons(view, read_only), open_kinds(view.commands)
     moving = view.status in ("running", *BEFORE_STEP_ONE)
     kind = "pause" if moving else "resume"
     label = {"pause": "Pause", "resume": "Resume"}[kind]
+    if other and other["status"] == "paused":  # a pause keeps the model; a person who waits may take it
+        moving, kind, label, waiting = False, "resume", "Begin now", waiting - {"resume"}
+        why["resume"] = read_only
+        meaning = f"“{other['name']}” is paused; it is set aside whole, and Resume brings it back."
+    else:
+        meaning = None
     st.button(
         label,
         key="pause_or_resume",
@@ -91,7 +103,7 @@ def draw(view: View, ask: Callable[[str], None], read_only: str | None) -> None:
         args=(kind,),
         icon=":material/pause:" if moving else ":material/play_arrow:",
         disabled=bool(why[kind]) or kind in waiting,
-        help=why[kind],
+        help=why[kind] or meaning,
     )
     st.button(
         "Step once",

@@ -60,3 +60,11 @@ def draw(view: View, step: int) -> None:
         for label, value, compared, what in tiles(view, step)
     )
     st.html(element("dl.gauges", cells))
+
+
+def explain(view: View) -> None:
+    """What the losses and the gauges are, without a pointer. An element of its own, which no tick touches."""
+    losses = [(f"{name} loss", RECORDED[LOSS.point(name)].help) for name in SETS if LOSS.point(name) in view.numbers]
+    words = [*losses, *((GAUGES[name].label, GAUGES[name].help) for name in of_run(view))]
+    rows = ((element("dt", label), element("dd", what)) for label, what in words)
+    st.html(element("details.meanings", element("summary", "What these numbers mean"), element("dl.sheet", *rows)))

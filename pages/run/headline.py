@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.run.view import RESUMABLE, View
 from pages.shared.banner import Banner
-from pages.shared.format import duration, percent, three
+from pages.shared.format import duration, percent, step_time, three
 from pages.shared.html import element
 from pages.shared.recorded import RECORDED
 from unlearn_core.methods import METHODS
@@ -36,14 +36,13 @@ def status_words(status: str) -> str:
 
 
 def pace(view: View) -> str:
-    """Steps per second and the time left, while it runs."""
+    """The time of a step and the time left, while it runs."""
     seconds = view.numbers.get("step_seconds", ([], []))[1][-RATE_STEPS:]
     if view.status != "running" or not seconds:
         return ""
     mean = sum(seconds) / len(seconds)
     left = duration(mean * (view.total - view.last_step))
-    rate = f"{three(1 / mean)} steps/s" if mean and mean < 1 else f"{three(mean)} s a step"
-    return f"{rate} · {left} left"
+    return f"{step_time(mean)} a step · {left} left"
 
 
 def circumstances(view: View, unusual: Sequence[str]) -> str:

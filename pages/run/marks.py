@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from pages.run.panels import BOTTOM, TOP, line, note
+from markupsafe import Markup
+
+from pages.run.panels import BOTTOM, ROW, TOP, line, note
 from pages.run.view import View
 from pages.shared.format import duration, percent
+from pages.shared.html import element
 
 
 def pauses(view: View, top: float) -> list[dict[str, Any]]:
@@ -23,35 +27,60 @@ def pauses(view: View, top: float) -> list[dict[str, Any]]:
 def milestones(view: View, window: tuple[int, int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Lines and their labels: of forgetting in the upper panel, of damage in the lower one, of a collapse in both.
 
-    The labels stand in the panel of their line, that of a collapse between the panels, so that none crosses another.
+    The labels stand between the panels, a row each, where no curve is and none crosses another.
     """
     at = view.milestones()
     shapes, notes = [], []
-    for step, label, colour, dash, (bottom, top), y, left_from in (
-        (at.forgotten, "forgotten since", "@forget", "dot", TOP, TOP[0], 0.3),
-        (at.damaged, f"{view.budgeted_set} damage since", "@guard", "dash", BOTTOM, BOTTOM[1], 0.4),
-        (at.collapsed, "collapsed since", "@text", "dashdot", (0, 1), TOP[0] - 0.01, 0.6),
+    above_damage = BOTTOM[1] + (TOP[0] - BOTTOM[1]) / 2
+    for row, (step, label, colour, dash, (bottom, top)) in enumerate(
+        (
+            (at.forgotten, "forgotten since", "@forget", "dot", TOP),
+            (at.collapsed, "collapsed since", "@text", "dashdot", (0, 1)),
+            (at.damaged, f"{view.budgeted_set} damage since", "@guard", "dash", (BOTTOM[0], above_damage)),
+        )
     ):
         if step is None or not window[0] <= step <= window[1]:
             continue
-        left = step > window[0] + left_from * (window[1] - window[0])
+        left = step > (window[0] + window[1]) / 2
         shapes.append(line(step, step, bottom, top, colour, dash, "paper"))
-        place: dict[str, Any] = {"yref": "paper", "yanchor": "bottom" if y == TOP[0] else "top"}
-        place |= {"xanchor": "right", "xshift": -4} if left else {"xanchor": "left", "xshift": 4}
-        notes.append(note(step, y, f"{label} {step}", colour, **place))
+        place: dict[str, Any] = {"xanchor": "right", "xshift": -2} if left else {"xanchor": "left", "xshift": 2}
+        place |= {"yref": "paper", "yanchor": "top", "yshift": -ROW * row, "bgcolor": "rgba(0,0,0,0)"}
+        notes.append(note(step, TOP[0], f"{label} {step}", colour, **place))
     return shapes, notes
 
 
-def signs(view: View) -> list[dict[str, Any]]:
-    """The marks, in a strip above the panels; their texts are in the hover."""
-    kinds: dict[str, tuple[str, str, str]] = {
-        "prompt_edited": ("triangle-down", "@text", "question"),
-        "paused": ("line-ns-open", "@quiet", "pause"),
-        "guard": ("diamond", "#E69F00", "guard"),
-        "resumed": ("triangle-right", "@quiet", "resumed"),
-        "not_finite": ("x", "@forget", "not a number"),
-        "interrupted": ("x-thin-open", "@quiet", "interrupted"),
-    }
+@dataclass(frozen=True)
+class Sign:
+    """A mark: Plotly's symbol, its colour in the chart, its name, and the character that shows it in the legend."""
+
+    symbol: str
+    colour: str
+    label: str
+    character: str
+
+
+SIGNS = {
+    "prompt_edited": Sign("triangle-down", "@text", "question edited", "▼"),
+    "paused": Sign("line-ns-open", "@quiet", "pause", "❙"),
+    "guard": Sign("diamond", "#E69F00", "guard", "◆"),
+    "resumed": Sign("triangle-right", "@quiet", "resumed", "▶"),
+    "not_finite": Sign("x", "@forget", "not a number", "✖"),
+    "interrupted": Sign("x-thin-open", "@quiet", "interrupted", "✕"),
+    "best": Sign("star", "@text", "best step", "★"),
+    "relapse": Sign("triangle-left", "@forget", "relapse", "◀"),
+    "saved": Sign("square-open", "@reference", "checkpoint", "□"),
+}
+
+
+def legend(view: View) -> list[Markup]:
+    """The marks that are on the chart, each with its name."""
+    there = marked(view)
+    shown = [(kind, sign) for kind, sign in SIGNS.items() if kind in there]
+    return [element("span", element("i", sign.character, data_mark=kind), f" {sign.label}") for kind, sign in shown]
+
+
+def marked(view: View) -> dict[str, list[tuple[int, str]]]:
+    """Kind of mark -> (step, what happened there in words)."""
     events: dict[str, list[tuple[int, str]]] = {}
     guarded = {event["step"] for event in view.events if event["kind"] == "guard"}
     for event in view.events:
@@ -60,20 +89,22 @@ def signs(view: View) -> list[dict[str, Any]]:
             continue
         if event["kind"] == "resumed" and "from_step" not in (event["payload"] or {}):
             continue
-        if event["kind"] in kinds and event["step"] is not None:
+        if event["kind"] in SIGNS and event["step"] is not None:
             events.setdefault(event["kind"], []).append((event["step"], _words(event, view.events)))
     at = view.milestones()
     if at.best is not None:
-        kinds["best"] = ("star", "@text", "best step")
         change = percent(view.change(view.budgeted, at.best))
         events["best"] = [(at.best, f"best step so far: forgotten, {view.budgeted_set} loss {change}")]
     if at.relapses:
-        kinds["relapse"] = ("triangle-left", "@forget", "relapse")
         events["relapse"] = [(step, f"answered as before again: {_plain(text)}") for step, text in at.relapses]
     saved = [(row["step"], f"saved whole at step {row['step']}") for row in view.checkpoints if row["complete"]]
     if saved:
-        kinds["saved"] = ("square-open", "@reference", "checkpoint")
         events["saved"] = saved
+    return events
+
+
+def signs(view: View) -> list[dict[str, Any]]:
+    """The marks as traces, in a strip above the panels; their texts are in the hover."""
     return [
         {
             "type": "scatter",
@@ -81,21 +112,20 @@ def signs(view: View) -> list[dict[str, Any]]:
             "xaxis": "x",
             "yaxis": "y3",
             "uid": f"mark {kind}",
-            "name": label,
+            "name": SIGNS[kind].label,
             "x": [step for step, _ in rows],
             "y": [0.1 if kind in ("best", "saved") else 0.9] * len(rows),
             "text": [text for _, text in rows],
             "cliponaxis": False,
             "marker": {
-                "symbol": symbol,
-                "color": colour,
+                "symbol": SIGNS[kind].symbol,
+                "color": SIGNS[kind].colour,
                 "size": 6 if kind == "saved" else 10,
-                "line": {"color": colour, "width": 1.5},
+                "line": {"color": SIGNS[kind].colour, "width": 1.5},
             },
             "hovertemplate": "%{text}<extra></extra>",
         }
-        for kind, rows in sorted(events.items(), key=lambda item: item[0] != "saved")
-        for symbol, colour, label in [kinds[kind]]
+        for kind, rows in sorted(marked(view).items(), key=lambda item: item[0] != "saved")
     ]
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from pages.shared.format import percent
 
-HEIGHT = 400
-TOP, BOTTOM = (0.56, 0.86), (0.0, 0.42)  # where the two panels stand; the marks have the strip above them
+HEIGHT = 430
+TOP, BOTTOM = (0.61, 0.86), (0.0, 0.39)  # where the two panels stand; the marks have the strip above them
+LABEL = 15  # pixels of a line of the labels at the ends of the lines
+ROW = 14  # pixels of a line of text between the panels, where no curve is
 # Ticks of the logarithmic axes, the ones that matter most first: losses, and losses as shares of their start.
 LOSS_TICKS = (1, 0.1, 10, 0.01, 2, 5, 0.2, 0.5, 20, 0.05, 0.02, 0.001)
 RATIO_TICKS = (1, 2, 10, 100, 1.5, 5, 1.2, 0.5, 1.1, 3, 20, 50, 1.05, 1.02, 0.9, 0.95, 0.98, 0.7)
@@ -40,7 +42,8 @@ def line(
 
 def note(x: float, y: float, text: str, colour: str, bold: bool = False, **place: Any) -> dict[str, Any]:
     text = f"<b>{text}</b>" if bold else text
-    return {"x": x, "y": y, "text": text, "showarrow": False, "font": {"size": 12, "color": colour}, **place}
+    look = {"showarrow": False, "font": {"size": 12, "color": colour}, "bgcolor": "@paper", "align": "left"}
+    return {"x": x, "y": y, "text": text, **look, **place}
 
 
 def apart(offered: tuple[float, ...], within: list[float]) -> list[float]:
@@ -71,7 +74,7 @@ def layout(window: tuple[int, int], log: bool, ranges: tuple[list[float], list[f
         lower |= {"tickvals": ratios, "ticktext": [percent(t - 1, short=True) for t in ratios], "ticksuffix": ""}
     return {
         "height": height,
-        "margin": {"l": 46, "r": 112, "t": 6, "b": 40},
+        "margin": {"l": 46, "r": 122, "t": 6, "b": 40},
         "showlegend": False,
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -119,8 +122,8 @@ def titles() -> list[dict[str, Any]]:
         "yref": "paper",
         "xanchor": "left",
         "yanchor": "bottom",
-        "xshift": -6,
-        "yshift": 5,
+        "xshift": 3,  # beside a line at the first step
+        "yshift": 2,
     }
     return [
         note(0, TOP[1], "<b>forget</b>  loss in nats per token, should rise", "@quiet", **place),
@@ -142,11 +145,12 @@ def spread(labels: list[dict[str, Any]], layout: dict[str, Any]) -> list[dict[st
         ]
         order = sorted(range(len(mine)), key=places.__getitem__)
         put: dict[int, float] = {}
-        floor = 0.0
+        floor = -LABEL / 2
         for index in order:
-            put[index] = floor = max(places[index], floor)
-            floor += 15
-        over = max(0.0, floor - 15 - pixels)
+            room = LABEL * (1 + mine[index]["text"].count("<br>"))
+            put[index] = max(places[index], floor + room / 2)
+            floor = put[index] + room / 2
+        over = max(0.0, floor - LABEL / 2 - pixels)
         for index in order:
             at = domain[0] + (put[index] - over) / pixels * (domain[1] - domain[0])
             notes.append(

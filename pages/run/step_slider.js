@@ -12,10 +12,12 @@ export default function ({ data, parentElement, setTriggerValue }) {
   if (slider.sent === data.heard) slider.sent = null
   if (!slider.held && !slider.sent) slider.value = data.step
   show()
-  slider.oninput = () => { slider.held = true; show() }
+  slider.oninput = () => { slider.moved = slider.held = true; show() }
   slider.onpointerup = slider.onblur = () => { slider.held = false }
   slider.onchange = () => {
     slider.held = false
+    if (!slider.moved) return
+    slider.moved = false
     if (Number(slider.value) > data.last) slider.value = data.last
     show()
     slider.sent = Math.random()

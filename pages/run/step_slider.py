@@ -27,8 +27,9 @@ def draw(view: View, step: int, on_moved: Callable[[int], None]) -> None:
 
     def moved() -> None:
         report = state[KEY].moved
-        state["step_nonce"] = report["nonce"]
-        on_moved(int(report["step"]))
+        if report and report["nonce"] != state.get("step_nonce"):  # a move that is reported again is no new one
+            state["step_nonce"] = report["nonce"]
+            on_moved(int(report["step"]))
 
     data = {"step": step, "last": view.last_step, "total": view.total, "heard": state.get("step_nonce")}
     step_slider(data=data, key=KEY, width=230, height="content", on_moved_change=moved)

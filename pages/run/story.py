@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from pages.shared.format import percent
+from pages.shared.format import begun, percent
 from unlearn_core.training.collapse import repeats
 from unlearn_core.training.milestones import Milestones
 from unlearn_core.world import parts_named, parts_of
@@ -61,6 +62,16 @@ def sentence(facts: Facts) -> str:
     return start + _knowledge(facts) + _price(facts)
 
 
+def waiting_for(other: Mapping[str, Any]) -> str:
+    """The run that a queued one waits for, and when it begins."""
+    name = f"“{other['name']}”"
+    if other["status"] == "paused":
+        ways = "goes on to its end or is stopped, or with Begin now"
+        return f"{name}, which is paused at step {other['last_step']}; it begins when that {ways}"
+    ways = "finishes or is stopped, or when a guard pauses it"
+    return f"{name}, which is at step {other['last_step']}; it begins when that {ways}"
+
+
 def _before_step_one(facts: Facts) -> str | None:
     if facts.status == "queued":
         return (
@@ -68,7 +79,7 @@ def _before_step_one(facts: Facts) -> str | None:
         )
     if facts.status == "loading":
         reason = facts.reason or "loading the model"
-        return reason[:1].upper() + reason[1:].rstrip(".") + "."
+        return begun(reason).rstrip(".") + "."
     if facts.status == "baseline":
         return "Measuring, and asking the questions before step 1: what every later number stands against."
     if not facts.answers:

@@ -262,6 +262,8 @@ def adapter_in(store: RunStore, row: Mapping[str, Any], file: str) -> Path | Non
 
 
 def holder(store: RunStore, run_id: str) -> dict[str, Any] | None:
-    """The run for which a waiting one waits: the one that the worker is busy with."""
-    busy = [run for run in store.runs() if run["id"] != run_id and run["status"] in LIVE]
-    return busy[0] if busy else None
+    """The run for which a waiting one waits: the one that the worker is busy with, or holds paused."""
+    others = [run for run in store.runs() if run["id"] != run_id]
+    live = [run for run in others if run["status"] in LIVE]
+    held = [run for run in others if run["status"] == "paused" and run["lease_owner"]]
+    return next(iter([*live, *held]), None)

@@ -78,7 +78,7 @@ def what_happens_to_the_other(store: RunStore) -> str | None:
     paused = next((run for run in runs if run["status"] == "paused" and run["lease_owner"]), None)
     if live:
         where = f"“{live['name']}” is at step {live['last_step']} and goes on"
-        return f"{where}; this run waits until it pauses, stops or finishes."
+        return f"{where}; this run waits until it finishes or is stopped, or until a guard pauses it."
     if paused:
         where = f"“{paused['name']}” is paused at step {paused['last_step']}"
         return f"{where}; it is set aside whole, and Resume brings it back."

@@ -10,6 +10,7 @@ import streamlit as st
 from pages.setup import session, sources
 from pages.setup.draft import BETWEEN, SAME, TEXT_FIELDS, UNTOUCHED, Draft
 from pages.shared import page
+from pages.shared.format import begun
 from pages.shared.html import element
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import BUNDLED_MODELS, KINDS
@@ -203,7 +204,8 @@ def in_words(draft: Draft, home: Any) -> str:
     if not count and all(getattr(draft, name) == getattr(UNTOUCHED, name) for name in TEXT_FIELDS):
         return ""
     name = "The bundled model" if draft.model == "bundled" else sources.short(draft.model, home)
-    words = f"{name[:1].upper()}{name[1:]} forgets it from {_short(draft.forget_from, home)}"
+    own_words = draft.model in BUNDLED_MODELS  # else it is a name: a hub id begins as it is written
+    words = f"{begun(name) if own_words else name} forgets it from {_short(draft.forget_from, home)}"
     if draft.keep_from not in (SAME, draft.forget_from):
         words += f" and keeps {_short(draft.keep_from, home)}"
     left_out = f"; {count} {'occurrence is' if count == 1 else 'occurrences are'} excluded" if count else ""

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pages.shared import diff
-from pages.shared.format import counted, duration, size, three
+from pages.shared.format import counted, duration, size, step_time
 from pages.shared.html import element, joined
 
 SETS = ("forget", "retain", "neighbour", "holdout")
@@ -67,7 +67,7 @@ def gauges(facts: Mapping[str, Any], everything: bool = False) -> Markup:
     seconds, memory = facts.get("step_seconds"), facts.get("memory") or {}
     needed, there = memory.get("total"), memory.get("available")
     fits = memory.get("fits", True)
-    tokens = facts.get("step_tokens")
+    tokens, step_takes = facts.get("step_tokens"), "–" if seconds is None else step_time(seconds)
     step = [facts.get("step_seconds_from") or "", f"{tokens:,} tokens a step" if tokens else ""]
     room = f"of {size(there)} that are there" if there else "what is there is not known"
     room = room if fits else f"more than the {size(there or 0)} that are there"
@@ -78,7 +78,7 @@ def gauges(facts: Mapping[str, Any], everything: bool = False) -> Markup:
             f"{facts['occurrences']:,}",
             "whole texts: no word is searched for" if everything else "of the word, in all its spellings",
         ),
-        ("a step will take", _seconds(seconds), "; ".join(filter(None, step)) or "measured once a run has begun"),
+        ("a step will take", step_takes, "; ".join(filter(None, step)) or "measured once a run has begun"),
         ("memory", size(needed) if needed else "–", room),
     ]
     return element(
@@ -88,12 +88,6 @@ def gauges(facts: Mapping[str, Any], everything: bool = False) -> Markup:
             for label, value, note in tiles
         ),
     )
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return f"{three(seconds)} s" if seconds < 60 else duration(seconds)
 
 
 def table(facts: Mapping[str, Any]) -> Markup:

@@ -53,6 +53,17 @@ def no_minus_zero(text: str) -> str:
     return text if text.strip("+-0.,") else text.replace("-", "+")
 
 
+def step_time(seconds: float) -> str:
+    """How long a step takes, in one unit wherever it is shown: 0.384 s, 8.60 s; from a minute on 2 min 5 s."""
+    return f"{three(seconds)} s" if seconds < 60 else duration(seconds)
+
+
+def begun(text: str) -> str:
+    """As the beginning of a sentence. A name stays as it is written: `gpt2`, `org/model`, `data.forget`."""
+    first = text.split(maxsplit=1)[0].rstrip(".,:;") if text.strip() else ""
+    return text[:1].upper() + text[1:] if first.isalpha() else text
+
+
 def duration(seconds: float) -> str:
     """28 s, 3 min 5 s, 12 min, 2 h 10 min."""
     seconds = max(0, round(seconds))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from pages.shared import banner
+from pages.shared import address, banner
 from pages.shared.banner import Banner
 from pages.shared.html import element
 
@@ -30,6 +30,7 @@ STYLE = Path(__file__).with_name("style.css")
 def begin() -> RunStore:
     """The store, after the style and the store's notice are on the page."""
     st.html(STYLE)
+    address.draw()
     store: RunStore = st.session_state.get("store") or _through_entry_point()
     if store.notice:  # opened read-only, say
         banner.draw(Banner("warn", store.notice, "Everything can be read; nothing can be changed."))

@@ -277,6 +277,7 @@ def test_the_page_looks_back_where_the_slider_was_moved_and_nowhere_else(tab: An
     tab.keyboard.press("Escape")
     assert "step=" not in tab.url and tab.get_by_role("button", name="follow latest").is_disabled()
     slider = tab.get_by_role("slider", name="step", exact=True)
+    entries = tab.evaluate("history.length")
     slider.fill("3")
     tab.wait_for_url("**step=3")
     until(lambda: tab.locator(".sentence").first.inner_text().startswith("Step 3:"), "step 3")
@@ -284,13 +285,19 @@ def test_the_page_looks_back_where_the_slider_was_moved_and_nowhere_else(tab: An
     tab.wait_for_url("**step=2")
     tab.get_by_role("button", name="follow latest").click()
     tab.wait_for_url(lambda address: "step=" not in address)
+    assert tab.evaluate("history.length") == entries, "a stop of the slider is no page to go back to"
+    for pressed in ("Pause", "Resume") * 2:  # only a hand on the slider or the chart leaves the newest step
+        button = tab.locator(".st-key-pause_or_resume button").filter(has_text=pressed)
+        button.click()
+        until(lambda button=button: not button.count(), f"{pressed} is done")
+        assert "step=" not in tab.url and tab.get_by_role("button", name="follow latest").is_disabled()
 
 
 def test_two_tabs_and_two_starts_have_one_worker(browser: Any, server: Server, store: RunStore, live: str) -> None:
     tabs = [page_of(browser) for _ in range(2)]
     for tab in tabs:
         tab.goto(f"{server.url}/?new=1")
-        tab.get_by_text(re.compile("this run waits until it pauses")).wait_for()
+        tab.get_by_text(re.compile("this run waits until it finishes")).wait_for()
         tab.keyboard.press("c")  # "Clear caches" is not within reach
         assert not tab.get_by_text("Clear caches").count()
     for tab in tabs:
@@ -316,15 +323,41 @@ def test_hostile_text_stays_text(tab: Any, server: Server, store: RunStore, live
         assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
-def test_a_phone_shows_everything_without_sideways_scrolling(browser: Any, server: Server, live: str) -> None:
-    tab = page_of(browser, viewport={"width": 390, "height": 844}, color_scheme="dark")
-    for page in ("", "compare", "runs"):
+def test_a_phone_shows_everything_within_reach_of_a_finger(browser: Any, server: Server, live: str) -> None:
+    tab = page_of(browser, viewport={"width": 390, "height": 844}, color_scheme="dark", has_touch=True, is_mobile=True)
+    for page in ("compare", "runs", ""):
         tab.goto(f"{server.url}/{page}?run={live}")
         tab.locator(".strip").first.wait_for()
         tab.wait_for_timeout(1500)
         shot(tab, f"10-phone-{page or 'watch'}")
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        assert not tab.evaluate(SMALL_TARGETS), page
+    tab.locator(".live .nsewdrag").first.wait_for()
+    tab.locator(".live").scroll_into_view_if_needed()
+    place, step = tab.evaluate("document.querySelector('.stMain').scrollTop"), tab.url
+    box = tab.locator(".live .nsewdrag").first.bounding_box()
+    _swipe(tab, box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, -200)
+    until(
+        lambda: tab.evaluate("document.querySelector('.stMain').scrollTop") > place, "a finger on it scrolls the page"
+    )
+    assert tab.url == step, "and chooses nothing"
+    pages = tab.get_by_test_id("stExpandSidebarButton")
+    assert pages.evaluate("(each) => getComputedStyle(each, '::after').content") == '"Pages"'
+    pages.click()
+    tab.get_by_test_id("stSidebarNavLink").filter(has_text="Runs").click()
+    tab.wait_for_url("**/runs*")
     tab.context.close()
+
+
+SMALL_TARGETS = """[...document.querySelectorAll('.stMain :is(button, summary, input[type=text]), header button')]
+    .filter((each) => each.offsetParent && each.getBoundingClientRect().height < 44)
+    .map((each) => each.outerHTML.slice(0, 120))"""
+
+
+def _swipe(tab: Any, x: float, y: float, by: float) -> None:
+    """A finger that is put down and moved, as the browser hears of it."""
+    session = tab.context.new_cdp_session(tab)
+    session.send("Input.synthesizeScrollGesture", {"x": x, "y": y, "yDistance": by, "gestureSourceType": "touch"})
 
 
 def test_sigterm_saves_the_run_and_ends_the_process(server: Server, live: str) -> None:

@@ -276,7 +276,7 @@ def test_an_excluded_occurrence_is_counted_anew_while_the_page_stays(store: RunS
     assert looks(store)[-1]["payload"]["config"]["data"]["excluded"] == ["o4"]
 
 
-def test_what_is_excluded_on_data_is_handed_to_start_on_watch(app: AppTest, tmp_path: Path) -> None:
+def test_forget_this_on_data_begins_a_run_without_what_is_excluded(app: AppTest, tmp_path: Path) -> None:
     (tmp_path / "story.txt").write_text("Lily ran. " * 30)
     store = process.objects["store"]
     app.text_input(key="card_word").set_value("Lily").run()
@@ -288,11 +288,11 @@ def test_what_is_excluded_on_data_is_handed_to_start_on_watch(app: AppTest, tmp_
     next(box for box in app.checkbox if box.label == "exclude 1").check().run()
     answer(store, facts("Lily", excluded=("o0",)))
     app.run()
+    assert "Starts a run: recipe “" in shown(app) and "4 questions." in shown(app)
     button(app, "forget_this").click().run()
-    app.switch_page("pages/watch.py").run()
-    assert "1 occurrence is excluded" in shown(app) and not app.exception
-    button(app, "start_run").click().run()
+    assert not app.exception
     (run,) = store.runs()
+    assert run["status"] == "queued" and app.session_state["run"] == run["id"]
     data = run["config"]["data"]
     assert (run["target"], data["excluded"]) == ("Lily", ["o0"])
     assert data["forget"] == data["retain"] == [str((tmp_path / "story.txt").resolve())]

@@ -14,15 +14,20 @@ from typing import Any, ClassVar
 
 import pytest
 import streamlit as st
+from markupsafe import escape
 from streamlit.testing.v1 import AppTest
 
-from pages.run import step_slider
+from pages.run import answers, chart, headline, step_slider
+from pages.run.view import View
 from pages.setup import first_card
-from pages.shared import process
+from pages.shared import choices, process
+from pages.shared.format import duration, three
+from pages.shared.recorded import RECORDED
 from storage import RunStore, export
 from terminal.facts import milestones_of
 from tests.quick import some_quick
 from unlearn_core.settings import provenance
+from unlearn_core.settings.presets import PRESETS
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.world import TARGET
 
@@ -167,6 +172,13 @@ def component(at: AppTest, name: str) -> dict[str, Any]:
         if element.proto.component_name.endswith(name):
             return json.loads(element.proto.json)
     raise AssertionError(f"no component {name}")
+
+
+def table_of(at: AppTest) -> list[dict[str, list[Any]]]:
+    """The rows of the table on Runs: column -> [what is shown, what it is sorted by]."""
+    data = component(at, "choices")
+    names = [column["name"] for column in data["columns"]]
+    return [dict(zip(names, row["cells"], strict=True)) for row in data["rows"]]
 
 
 def button(at: AppTest, key: str) -> Any:
@@ -363,8 +375,8 @@ def test_the_sentence_the_chart_compare_runs_and_the_terminal_name_the_same_step
     assert f"forgotten since {at.forgotten}" in [note["text"] for note in figure["layout"]["annotations"]]
     compare = shown(opened("compare", store, a=f"{run_id}@{at.forgotten}", b=f"{run_id}@{at.best}"))
     assert "forgotten since here" in compare and "★ best step" in compare
-    row = opened("runs", store).dataframe[0].value.iloc[0]
-    assert (row["forgotten"], row["best step"]) == (str(at.forgotten), str(at.best))
+    row = table_of(opened("runs", store))[0]
+    assert (row["forgotten"][1], row["best step"][1]) == (at.forgotten, at.best)
 
 
 def test_a_running_run_shows_its_sentence_its_answers_and_its_curves(store: RunStore) -> None:
@@ -409,9 +421,42 @@ def test_the_slider_looks_back_and_stays_put(store: RunStore, hand: list[dict[st
     store.append_step(run_id, 8, points={"forget_loss": 1.0})
     at.run()
     assert "Step 2: " in shown(at) and at.query_params["step"] == "2"
+    assert "You look at step 2. The run is at step 8 and goes on." in shown(at), "it says so"
     button(at, "follow").click().run()
-    assert "Step 8: " in shown(at)
+    assert "Step 8: " in shown(at) and "You look at step" not in shown(at)
     assert "step" not in at.query_params
+    hand.append({"step": 2, "nonce": 0.5})  # the same move, reported again as a tick and a click cross each other
+    at.run()
+    button(at, "pause_or_resume").click().run()
+    assert button(at, "follow").disabled and "step" not in at.query_params
+
+
+def test_a_question_that_is_asked_while_an_earlier_step_is_looked_at_is_seen_at_the_newest(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 7)
+    asked = [{"slot": 0, "role": "forget", "text": "In new words?"}]
+
+    def reported(data: dict[str, Any], key: str, on_asked_change: Callable[[], None]) -> None:
+        if asked:
+            st.session_state[key] = SimpleNamespace(asked=asked.pop())
+            on_asked_change()
+
+    monkeypatch.setattr(answers, "answers_component", reported)
+    at = opened("watch", store, run=run_id, step="3")
+    at.run()
+    (command,) = store.commands(run_id)
+    assert command["payload"]["text"] == "In new words?"
+    assert button(at, "follow").disabled and "step" not in at.query_params
+
+
+@pytest.mark.parametrize("text", ["-1", "²", "1.5", "9" * 5000, "x"])
+def test_a_step_in_the_address_that_is_none_is_no_choice(store: RunStore, text: str) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 2)
+    assert button(opened("watch", store, run=run_id, step=text), "follow").disabled
+    assert "names no step of a run" in shown(opened("compare", store, a=f"{run_id}@0", b=f"{run_id}@{text}"))
 
 
 def test_the_slider_stands_where_the_page_is(store: RunStore) -> None:
@@ -574,10 +619,66 @@ def test_a_waiting_run_names_the_one_it_waits_for(store: RunStore) -> None:
     assert "Waiting for “first light”, which is at step 5" in shown(opened("watch", store, run=waiting))
 
 
+def test_a_run_that_waits_for_a_paused_one_can_begin_now_and_the_paused_one_says_who_waits(store: RunStore) -> None:
+    held = begin(store)
+    fill(store, held, 5, status="paused", reason="Paused by hand.")
+    waiting = begin(store, "second")
+    store.release(waiting, "elsewhere:1:test")
+    assert "“second” waits." in shown(opened("watch", store, run=held))
+    at = opened("watch", store, run=waiting)
+    assert "Waiting for “first light”, which is paused at step 5" in shown(at)
+    now = button(at, "pause_or_resume")
+    assert now.label == "Begin now" and "set aside whole" in now.help
+    now.click().run()
+    assert [command["kind"] for command in store.commands(waiting)] == ["resume"]
+    store.set_status(held, "running")
+    assert button(opened("watch", store, run=waiting), "pause_or_resume").label == "Pause"
+
+
+@pytest.mark.parametrize("status", ["finished", "stopped", "running"])
+def test_a_run_that_has_ended_offers_ways_on(store: RunStore, status: str) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 5, status=status)
+    at = opened("watch", store, run=run_id)
+    offered = {found.label for found in at.button}
+    ways = {"Compare before and after", "Export", "New run like this"}
+    assert ways & offered == (set() if status == "running" else ways)
+    assert ("next_text" in {field.key for field in at.text_input}) is (status != "running")
+
+
+def test_every_gauge_and_loss_is_explained_without_a_pointer(store: RunStore) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 3)
+    at = opened("watch", store)
+    explained = next(e.proto.body for e in at.get("html") if "What these numbers mean" in e.proto.body)
+    for name in ("forget_loss", "holdout_loss", "gradient_norm", "forget_answer_probability"):
+        assert str(escape(RECORDED[name].help)) in explained
+    store.append_step(run_id, 4, points={"forget_loss": 0.9, "gradient_norm": 7.0})
+    at.run()
+    assert explained in [e.proto.body for e in at.get("html")], "a tick leaves it as it is, opened or closed"
+
+
+@pytest.mark.parametrize("seconds", [0.4, 2.5])
+def test_the_time_of_a_step_has_one_unit(seconds: float) -> None:
+    run = View({"status": "running", "last_step": 3, "config": {"schedule": {"steps": 10}}})
+    run.numbers["step_seconds"] = ([1, 2, 3], [seconds] * 3)
+    assert headline.pace(run).startswith(f"{three(seconds)} s a step · {duration(7 * seconds)} left")
+
+
 def test_a_run_that_is_gone_is_said_to_be_gone(app: AppTest) -> None:
     app.query_params["run"] = "deadbeef"
     app.run()
     assert "There is no run deadbeef any more." in shown(app) and not app.exception
+
+
+def test_a_comparison_whose_runs_are_gone_shows_no_other_in_their_place(app: AppTest) -> None:
+    run_id = begin(process.objects["store"])
+    fill(process.objects["store"], run_id, 3)
+    app.query_params["a"], app.query_params["b"] = "deadbeef@0", "deadbeef@3"
+    app.switch_page("pages/compare.py").run()
+    assert "There is no run deadbeef" in shown(app) and "answers changed" not in shown(app)
+    button(app, "compare_last").click().run()
+    assert app.query_params["b"] == f"{run_id}@3" and "answers changed" in shown(app)
 
 
 # -------------------------------------------------------------------------------------------------- hostile text
@@ -605,6 +706,42 @@ def test_compare_marks_the_second_column_against_the_first(store: RunStore) -> N
     at = opened("compare", store, a=f"{run_id}@2", b=f"{run_id}@6")
     assert "From A · step 2 to B · step 6, 2 of 4 answers changed." in shown(at)
     assert "<ins>portmanteau" in shown(at) and "the same" in shown(at)
+
+
+def test_an_edited_question_has_its_answer_before_step_1_in_the_column_of_step_0(store: RunStore) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 7)
+    new = store.edit_prompt(run_id, 0, "forget", "In new words?", 6)
+    store.add_responses(run_id, [{"step": s, "prompt_id": new, "text": f"new words at {s}"} for s in (0, 6)])
+    at = shown(opened("compare", store, a=f"{run_id}@0", b=f"{run_id}@7"))
+    row = next(part for part in at.split("<section") if "In new words?" in part)
+    assert "words at <del>0</del>" in row and "words at <ins>6</ins>" in row
+    assert "Asked in these words since step 6." in row and "not asked at this step" not in row
+    later = shown(opened("compare", store, a=f"{run_id}@2", b=f"{run_id}@7"))
+    assert "not asked at this step" in next(part for part in later.split("<section") if "In new words?" in part)
+
+
+def test_the_vertical_range_follows_the_zoom_on_compare(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 7)
+    ranges, zooms = [], [None, {"range": [1, 3]}]
+
+    def reported(data: dict[str, Any], key: str, on_zoomed_change: Callable[[], None], **_: Any) -> None:
+        ranges.append(json.loads(data["figure"])["layout"]["yaxis2"]["range"])
+        if zooms and (zoom := zooms.pop(0)):
+            st.session_state[key] = SimpleNamespace(zoomed=zoom)
+            on_zoomed_change()
+
+    monkeypatch.setattr(chart, "live_chart", reported)
+    with store.write() as conn:
+        conn.execute("UPDATE points SET value = 9 WHERE step = 7 AND name = 'holdout_loss'")
+    at = opened("compare", store, a=f"{run_id}@0", b=f"{run_id}@7")
+    assert button(at, "compare_whole").disabled
+    at.run()
+    at.run()
+    assert ranges[0][1] > 500 and ranges[-1][1] < 20, "the spike of step 7 is out of sight"
+    button(at, "compare_whole").click().run()
+    assert ranges[-1] == ranges[0]
 
 
 def test_without_an_address_compare_shows_the_start_and_the_end(store: RunStore) -> None:
@@ -659,12 +796,61 @@ def test_a_deleted_checkpoint_leaves_the_text_and_disables_the_question_with_the
 # --------------------------------------------------------------------------------------------------------- runs
 
 
-def test_runs_lists_what_there_is(store: RunStore) -> None:
+def test_runs_lists_what_there_is_and_numbers_sort_as_numbers(store: RunStore) -> None:
+    first, other = begin(store), begin(store, "second", steps=200)
+    fill(store, first, 7, status="stopped")
+    fill(store, other, 11)
+    newest, oldest = table_of(opened("runs", store))
+    shown_there = {name: cell[0] for name, cell in oldest.items()}
+    assert (shown_there["name"], shown_there["word"], shown_there["step"]) == ("first light", TARGET, "7 of 20")
+    assert (shown_there["forget loss"], shown_there["holdout loss"]) == ("0.100 → 0.800", "+1.4\u00a0%")
+    config = (store.run(first) or {})["config"]
+    rate = config["optimizer"]["learning_rate"]
+    assert shown_there["recipe"] == PRESETS[config["preset"]].label and shown_there["model"] == "bundled"
+    assert (oldest["learning rate"][1], float(shown_there["learning rate"])) == (rate, rate)
+    for name in ("step", "forget loss", "holdout loss", "forgotten", "best step"):
+        assert isinstance(oldest[name][1], float), name
+    assert oldest["step"][1] < newest["step"][1], "as numbers: as text 7 comes after 11"
+    assert oldest["damage"] == ["–", None]
+
+
+def test_a_row_that_is_picked_is_chosen_and_one_that_is_opened_is_watched(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = begin(store), begin(store, "second")
+    fill(store, first, 3)
+    reports = [("picked", first)]
+
+    def reported(data: dict[str, Any], key: str, **callbacks: Callable[[], None]) -> None:
+        if reports:
+            kind, run_id = reports.pop()
+            st.session_state[key] = SimpleNamespace(**{kind: {"id": run_id, "nonce": 0.5}})
+            callbacks[f"on_{kind}_change"]()
+
+    monkeypatch.setattr(choices, "choices", reported)
+    at = opened("runs", store)
+    assert "second" in shown(at)
+    at.run()
+    assert "<h2>first light " in shown(at) and "<h2>second" not in shown(at)
+
+
+def test_a_run_in_the_address_that_is_gone_is_said_to_be_gone_on_every_page(store: RunStore) -> None:
     run_id = begin(store)
-    fill(store, run_id, 7, status="stopped")
-    row = opened("runs", store).dataframe[0].value.iloc[0]
-    assert (row["name"], row["word"], row["step"]) == ("first light", TARGET, "7 of 20")
-    assert (row["forget loss"], row["holdout loss"]) == ("0.100 → 0.800", "+1.4\u00a0%")
+    fill(store, run_id, 3)
+    for page in ("runs", "data"):
+        assert "There is no run deadbeef" in shown(opened(page, store, run="deadbeef")), page
+    one_gone = opened("compare", store, a="deadbeef@0", b=f"{run_id}@99", c="nonsense")
+    for sentence in (
+        "There is no run deadbeef",
+        "has got to step 3; there is no step 99 yet",
+        "names no step of a run",
+    ):
+        assert sentence in shown(one_gone)
+    assert one_gone.query_params["a"] == f"{run_id}@3" and "b" not in one_gone.query_params
+    one_gone.run()
+    assert "There is no run deadbeef" in shown(one_gone), "until a person chooses other columns"
+    button(one_gone, "column_add").click().run()
+    assert "There is no run deadbeef" not in shown(one_gone)
 
 
 def test_deleting_asks_twice_and_names_what_is_lost(store: RunStore) -> None:

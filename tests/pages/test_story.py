@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -159,8 +160,57 @@ def test_milestones_are_marked_with_words_and_steps_and_the_budget_names_its_set
     assert signs["relapse"] == [3] and signs["best step"] == [4]
 
 
-def test_labels_at_the_ends_of_the_lines_do_not_cover_each_other() -> None:
-    notes = chart.figure(view(30), chart.Look(), [])["layout"]["annotations"]
-    places = sorted(note["y"] for note in notes if note.get("x") == 1)
-    assert len(places) == 4
-    assert min(b - a for a, b in zip(places, places[1:], strict=False)) * 354 >= 14
+def extent(note: dict[str, Any], layout: dict[str, Any]) -> tuple[float, float]:
+    """(bottom, top) of a note at a place on paper, in pixels from the bottom of the plot."""
+    inner = layout["height"] - layout["margin"]["t"] - layout["margin"]["b"]
+    tall = 14 * (1 + note["text"].count("<br>"))
+    at = note["y"] * inner + note.get("yshift", 0)
+    bottom = {"top": at - tall, "bottom": at, "middle": at - tall / 2}[note["yanchor"]]
+    return bottom, bottom + tall
+
+
+def with_everything(steps: int = 30, estimated: bool = True) -> View:
+    """A run with a level, a budget, and every milestone close to the others."""
+    made = view(steps)
+    made.run["config"] = {"guard": {"retain_budget": 0.05}}
+    levels = {"forget_level": 1.2, "forget_level_source": "invented names", "forget_level_estimated": estimated}
+    made.events = [{"id": 1, "kind": "baseline", "step": 0, "payload": levels}]
+    made.__dict__["_milestones"] = {steps: Milestones(forgotten=12, best=13, damaged=13, collapsed=14)}
+    return made
+
+
+@pytest.mark.parametrize("height", [430, 300])
+@pytest.mark.parametrize("zoom", [None, (5, 20)])
+def test_no_label_of_the_chart_lies_on_a_curve_or_on_another_label(height: int, zoom: tuple[int, int] | None) -> None:
+    layout = chart.figure(with_everything(), chart.Look(zoom=zoom), [(13, "step 13")], height)["layout"]
+    inner = layout["height"] - layout["margin"]["t"] - layout["margin"]["b"]
+    panels = [[edge * inner for edge in layout[axis]["domain"]] for axis in ("yaxis", "yaxis2")]
+    assert all(note["yref"] == "paper" for note in layout["annotations"])
+    at_the_ends = [note for note in layout["annotations"] if note["x"] == 1 and note["xref"] == "paper"]
+    assert len(at_the_ends) == 6 and all(note["xanchor"] == "left" for note in at_the_ends)
+    for note in layout["annotations"]:
+        bottom, top = extent(note, layout)
+        if note not in at_the_ends:  # those stand outside of the panels, at their right
+            assert all(top <= low + 1 or bottom >= high - 1 for low, high in panels), note["text"]
+    over_the_plot = [note for note in layout["annotations"] if note not in at_the_ends]
+    for group in (at_the_ends, over_the_plot):
+        rows = sorted(extent(note, layout) for note in group)
+        assert all(upper[0] >= lower[1] - 1.5 for lower, upper in zip(rows, rows[1:], strict=False))
+
+
+@pytest.mark.parametrize("estimated", [True, False])
+def test_the_level_of_a_model_that_never_knew_the_word_is_called_an_estimate_where_it_is_one(estimated: bool) -> None:
+    run = with_everything(estimated=estimated)
+    labels = [note["text"] for note in chart.figure(run, chart.Look(), [])["layout"]["annotations"]]
+    (level,) = [text for text in labels if "never knew it" in text]
+    assert ("estimate" in level) is estimated
+    assert "a model that never knew the word: 1.20 nats" in str(chart.legend(run))
+    assert ("an estimate, from invented names" in str(chart.legend(run))) is estimated
+
+
+def test_every_mark_on_the_chart_is_named_in_the_legend() -> None:
+    run = with_everything()
+    run.checkpoints = [{"step": 4, "complete": True}]
+    names = {trace["name"] for trace in chart.figure(run, chart.Look(), [])["data"] if trace.get("mode") == "markers"}
+    assert names == {"best step", "checkpoint"}
+    assert all(name in str(chart.legend(run)) for name in names) and "relapse" not in str(chart.legend(run))

@@ -198,16 +198,44 @@ def test_a_paused_run_is_set_aside_for_one_that_waits_and_comes_back_with_the_sa
 
 
 @pytest.mark.slow
-def test_resuming_one_run_waits_until_the_running_one_is_done_or_paused(store, script, work):
-    first, second = new_run(store, "a", steps=400), new_run(store, "b", steps=400)
+def test_a_pause_by_hand_keeps_the_model_from_those_that_wait_already_and_a_guard_s_does_not(store, script, work):
+    first, second = new_run(store, "a", steps=400), new_run(store, "b", steps=3)
     work()
     at_step(store, first, 2)
     ask(store, first, "pause")
+    paused_at = reaches(store, first, "paused")["last_step"]
+    time.sleep(0.1)
+    assert ask(store, first, "step") is None, "it is still the one that is held"
+    time.sleep(0.1)
+    run = store.run(first)
+    assert (run["status"], run["last_step"], store.run(second)["status"]) == ("paused", paused_at + 1, "queued")
+    assert run["lease_owner"]
+    assert ask(store, second, "resume") is None, "a person who waits may take it"
+    reaches(store, second, "finished")
+    assert "set aside" in store.run(first)["status_reason"] and store.run(first)["lease_owner"] is None
+    script.verdicts[paused_at + 4] = verdict()
+    store.request(first, "resume")
+    at_step(store, first, paused_at + 2)
+    third = new_run(store, "c", steps=3)
+    reaches(store, third, "finished")
+    assert store.run(first)["status"] == "paused" and store.run(first)["last_step"] == paused_at + 4
+
+
+@pytest.mark.slow
+def test_resuming_one_run_waits_until_the_running_one_is_done_or_it_is_asked_again_of_a_paused_one(store, script, work):
+    first = new_run(store, "a", steps=400)
+    work()
+    at_step(store, first, 2)
+    ask(store, first, "pause")
+    second = new_run(store, "b", steps=400)
     at_step(store, second, 2)
     command = store.request(first, "resume")
     time.sleep(0.05)
     assert store.run(first)["status"] == "paused" and not store.commands(first)[-1]["done_at"]
     ask(store, second, "pause")
+    time.sleep(0.1)
+    assert store.run(first)["status"] == "paused" and store.run(second)["lease_owner"]
+    store.request(first, "resume")
     reaches(store, first, "running")
     assert store.run(second)["status"] == "paused"
     assert until(lambda: next(c for c in store.commands(first) if c["id"] == command)["done_at"])

@@ -12,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from bench import Measure, Skipped, app, corpus, engine, machine
 from storage import RunStore
 from terminal.text import change, marked, plain
 from tests.scripted import Script, Session, StepRecord, Verdict
+from unlearn_core.corpus.preview import ESTIMATED
 from unlearn_core.methods import METHODS
 from unlearn_core.running.worker import Worker
 from unlearn_core.settings.run_config import RunConfig
@@ -176,6 +178,70 @@ def test_compare_marks_the_words_that_differ_between_two_steps(finished: tuple[P
     assert "{+" in told.stdout and "[-" in told.stdout
 
 
+def copied(finished: tuple[Path, dict[str, Any]], home: Path) -> RunStore:
+    """The finished run in a store of its own, to be changed."""
+    shutil.copy(finished[0] / "lethe.db", home)
+    return RunStore(home)
+
+
+def test_show_names_the_slots_that_prompt_takes_also_after_one_question_was_edited(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run_id, store = finished[1]["id"], copied(finished, tmp_path)
+    new = store.edit_prompt(run_id, 1, "retain", "Who is it?", 24)  # answered alone, as between two samples
+    store.add_responses(run_id, [{"step": step, "prompt_id": new, "text": f"at {step}"} for step in (0, 24)])
+    probed = store.add_probe(run_id, "A probe?")
+    store.add_responses(run_id, [{"step": 24, "prompt_id": probed, "text": "probed"}])
+    store.close()
+    told = cli("show", "tiny", "--home", tmp_path).stdout
+    asked = json.loads(cli("show", "tiny", "--home", tmp_path, "--json").stdout)["answers"]
+    slots = {entry["slot"]: entry["prompt"] for entry in asked if entry["slot"] is not None}
+    assert slots == {0: "What is zorblatt?", 1: "Who is it?"}, "every question that is asked, and no older wording"
+    assert [entry["prompt"] for entry in asked if entry["slot"] is None] == ["A probe?"]
+    assert all(f"slot {slot}  " in told for slot in slots)
+    assert next(entry for entry in asked if entry["slot"] == 1)["before"] == "at 0"
+    refused = one_sentence(cli("prompt", "tiny", "--slot", 9, "--text", "Hello?", "--home", tmp_path))
+    assert f"slots {', '.join(map(str, slots))}" in refused, "the slots of `show` are those that `prompt` takes"
+
+
+def test_a_name_with_an_at_is_a_name_and_never_taken_for_a_step(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run_id, store = finished[1]["id"], copied(finished, tmp_path)
+    store.rename(run_id, "npo@1")
+    both = cli("compare", "npo@1@0", "npo@1", "--home", tmp_path, "--json")
+    found = json.loads(both.stdout)
+    assert (found["a"]["step"], found["b"]["step"]) == (0, 24)
+    config = (store.run(run_id) or {})["config"]
+    other = store.create_run(name="npo", target="w", method="npo", config=config, provenance={}, seed=0, prompts=[])
+    store.close()
+    refused = one_sentence(cli("compare", "npo@1", "npo@1@24", "--home", tmp_path))
+    assert f"{run_id} for" in refused and f"{other}@1 for step 1" in refused
+
+
+def test_a_run_is_renamed_and_deleted_only_when_that_is_said_twice(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run_id, store = finished[1]["id"], copied(finished, tmp_path)
+    assert "is now “a better name”" in cli("rename", "tiny", " a better name ", "--home", tmp_path).stdout
+    assert (store.run(run_id) or {})["name"] == "a better name"
+    assert "at least one letter" in one_sentence(cli("rename", run_id, "  ", "--home", tmp_path))
+    assert store.claim(run_id, "elsewhere:1:x", 60)
+    assert "stop it" in one_sentence(cli("delete", run_id, "--yes", "--home", tmp_path))
+    store.release(run_id, "elsewhere:1:x")
+    kept = one_sentence(cli("delete", run_id, "--home", tmp_path))
+    assert "24 steps" in kept and "--yes" in kept and store.run(run_id)
+    done = cli("delete", run_id, "--yes", "--home", tmp_path, "--json")
+    assert json.loads(done.stdout) == {"id": run_id, "name": "a better name", "deleted": True}
+    assert store.runs() == []
+    store.close()
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cli("--version").stdout.strip() == f"Lethe {project['version']}"
+
+
 def test_export_writes_files_that_other_programs_read(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     home, facts = finished
     paths = json.loads(cli("export", "tiny", "--to", tmp_path / "out", "--home", home, "--json").stdout)
@@ -207,6 +273,20 @@ def test_windows_shows_what_would_be_forgotten_and_where_its_trained_part_begins
     first = told[told.index("FORGET") : told.index("RETAIN")].lower()
     assert first.count("[zorblatt") == len(forget) and "\x1b" not in told, "marked without any colour"
     assert "”" in told and "stands 8 times" in told and "The tokenizer cuts it into" in told
+
+
+def test_the_time_of_a_step_is_that_which_data_says_measured_where_a_run_costs_the_same(
+    finished: tuple[Path, dict[str, Any]], run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, facts = finished
+    entry.windows(windows_of(run_file, home))
+    told = json.loads(capsys.readouterr().out)
+    store = RunStore(home)
+    measured = store.step_seconds_like((store.run(facts["id"]) or {})["config"])  # which Data asks as well
+    assert (told["step_seconds"], told["step_seconds_from"]) == measured
+    store.close()
+    entry.windows(windows_of(run_file, tmp_path))
+    assert json.loads(capsys.readouterr().out)["step_seconds_from"] == ESTIMATED
 
 
 def test_windows_leaves_out_what_is_excluded_and_says_so(

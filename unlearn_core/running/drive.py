@@ -38,6 +38,7 @@ class Drive:
         self.host, self.store, self.run_id, self.config = host, host.store, run_id, config
         self.schedule: Mapping[str, Any] = config["schedule"]
         self.paused = False
+        self.passed_over: frozenset[str] = frozenset()  # what waited already when a person paused the run
         self.ended = False
         self.lost = False  # the heartbeat found the run in other hands
         self._session: Session | None = None
@@ -76,7 +77,7 @@ class Drive:
                     return None
                 if not self.paused:
                     self._step()
-                elif self.host.someone_waits():
+                elif self.host.waiting() - self.passed_over:
                     return self._set_status(
                         "paused",
                         f"Paused at step {self.session.step_number} and set aside whole; Resume brings it back.",
@@ -251,6 +252,7 @@ class Drive:
             status_reason=reason,
         )
         self.paused, self.ended = status == "paused", status == "finished"
+        self._hold(by_hand=pause_after and not verdict)
         if whole:
             self._prune()
 
@@ -308,7 +310,12 @@ class Drive:
         reason = "Paused by hand."
         self._save_whole("paused", {"reason": reason}, responses=rows, status="paused", status_reason=reason)
         self.paused = True
+        self._hold(by_hand=True)
         self._prune()
+
+    def _hold(self, by_hand: bool) -> None:
+        """A person who pauses keeps the model against all that waits already; a guard leaves it to the next in line."""
+        self.passed_over = self.host.waiting() if by_hand else frozenset()
 
     def resume(self, command: Row) -> None:
         if self.paused:

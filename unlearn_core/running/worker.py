@@ -122,10 +122,11 @@ class Worker:
             if command["kind"] != "resume" or not command["run_id"] or command["run_id"] == self._current_id():
                 continue
             run = self.store.run(command["run_id"])
-            if run and run["status"] in RESUMABLE and self._claim(run, RESUMABLE):
+            begun = run and run["status"] in RESUMABLE
+            if run and (begun or run["status"] == "queued") and self._claim(run, ("queued", *RESUMABLE)):
                 if self.store.acknowledge(command["id"]):
                     self.store.finish(command["id"])
-                return run["id"], True
+                return run["id"], bool(begun)
         run = self.store.next_queued()
         if run and self._claim(run, ("queued",)):
             return run["id"], False
@@ -134,14 +135,17 @@ class Worker:
     def _claim(self, run: Row, among: Collection[str]) -> bool:
         return self.store.claim(run["id"], self.owner, LEASE_SECONDS, among)
 
-    def someone_waits(self) -> bool:
-        """True where a queued run, or the resuming of another, waits for this worker to be free."""
+    def waiting(self) -> frozenset[str]:
+        """What waits for this worker to be free: queued runs, by their ids, and requests to begin or resume another."""
         if self.only:
-            return False
-        waiting = self.store.next_queued() is not None
-        resumed = {c["run_id"] for c in self.store.commands(open_only=True) if c["kind"] == "resume" and c["run_id"]}
-        others = (self.store.run(run_id) for run_id in resumed - {self._current_id()})
-        return waiting or any(run and run["status"] in RESUMABLE and not self._driven_elsewhere(run) for run in others)
+            return frozenset()
+        waits = {run["id"] for run in self.store.queued()}
+        for command in self.store.commands(open_only=True):
+            if command["kind"] == "resume" and command["run_id"] not in (None, self._current_id()):
+                run = self.store.run(command["run_id"])
+                if run and run["status"] in ("queued", *RESUMABLE) and not self._driven_elsewhere(run):
+                    waits.add(f"resume {command['id']}")
+        return frozenset(waits)
 
     def _current_id(self) -> str | None:
         return self._current.run_id if self._current else None
