@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
