@@ -128,7 +128,7 @@ class Connection:
             self._check_log()
             try:
                 self._open_for_writing()
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
                 if not read_only.has_content(self.path) or not read_only.may_be_read(error):
                     raise
                 return self._open_for_reading(error)
@@ -376,7 +376,7 @@ class Connection:
             yield
         except sqlite3.ProgrammingError:
             raise  # a mistake in this program, not in the store
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if read_only.is_damage(error):
                 self.found_damage()
             raise StoreError(self._sentence(error)) from error
@@ -432,7 +432,7 @@ class Connection:
         copies = sorted(self.home.glob("lethe-backup-*.db"), key=lambda path: path.stat().st_mtime)
         return f" Its backup copy {copies[-1].name}, renamed to {self.path.name}, takes its place." if copies else ""
 
-    def _sentence(self, error: sqlite3.Error) -> str:
+    def _sentence(self, error: Exception) -> str:
         extended = getattr(error, "sqlite_errorcode", 0)  # absent where the error is the driver's own
         code = read_only.code(error)
         if read_only.is_damage(error):

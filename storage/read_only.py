@@ -26,6 +26,8 @@ def code(error: BaseException) -> int:
 
 def is_damage(error: BaseException) -> bool:
     """Whether an error says that a file does not hold what was written."""
+    if isinstance(error, UnicodeDecodeError):  # a name in the schema that SQLite quotes is no text any more
+        return True
     text = str(error)
     return code(error) == sqlite3.SQLITE_CORRUPT or DAMAGE in text or "Could not decode to UTF-8" in text
 
@@ -63,7 +65,7 @@ def readable(path: Path, timeout: float) -> tuple[str, tempfile.TemporaryDirecto
     ways = [address(path)]
     if not has_content(log_of(path)):
         ways.append(f"{address(path)}&immutable=1")
-    trouble: sqlite3.Error | None = None
+    trouble: Exception | None = None
     for way in ways:
         try:
             with closing(sqlite3.connect(way, uri=True, timeout=timeout)) as reader:
@@ -71,7 +73,7 @@ def readable(path: Path, timeout: float) -> tuple[str, tempfile.TemporaryDirecto
                 if not migrations.MIGRATIONS.pending(Database(reader)):
                     return way, None
             break  # it can be read, but is of an older version
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             if is_damage(error):
                 return way, None  # some of it may still be read
             trouble = error

@@ -35,7 +35,8 @@ class LogFile(RotatingFileHandler):
 
     def close(self) -> None:
         logging.getLogger().removeHandler(self)
-        super().close()
+        with suppress(OSError):  # what a full disk has not taken is flushed again, and fails again
+            super().close()
 
 
 def internal_error(home: Path, error: Exception) -> str:

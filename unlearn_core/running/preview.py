@@ -55,7 +55,7 @@ class PreviewThread:
                     if command["acknowledged_at"]:
                         self._close_silent(command)
                     else:
-                        carry_out(self.store, command, self._preview)
+                        carry_out(self.store, command, self.preview)
                 for command in self._open("cancel"):  # of a preview that has ended already
                     self.store.finish(command["id"])
             except Exception:
@@ -76,7 +76,8 @@ class PreviewThread:
             reason = "The program that looked into the texts ended before it was done."
             self.store.finish(command["id"], reason, "driver_gone")
 
-    def _preview(self, command: Row) -> None:
+    def preview(self, command: Row) -> None:
+        """Looks into the texts of the config in a command, and stores the result."""
         config, reported_at = command["payload"].get("config", {}), 0.0
 
         def report(progress: Progress) -> None:
