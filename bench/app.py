@@ -45,20 +45,27 @@ CHROMIUM = [
 @contextmanager
 def app(home: Path) -> Iterator[str]:
     """`streamlit run app.py` on a free local port with its own home; yields its address."""
+    with served(home) as (address, _):
+        yield address
+
+
+@contextmanager
+def served(home: Path, root: Path = ROOT) -> Iterator[tuple[str, int]]:
+    """The same of the program in `root`; yields the address and the id of the process that serves it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     options = ["--server.port", str(port), "--server.headless", "true"]
-    command = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app.py"), *options]
+    command = [sys.executable, "-m", "streamlit", "run", str(root / "app.py"), *options]
     with (home / "app.log").open("w") as log:
-        environment = {**os.environ, "LETHE_HOME": str(home)}
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        environment = {**os.environ, "LETHE_HOME": str(home), "PYTHONPATH": str(root)}
+        process = subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log)
         try:
             until(lambda: is_up(f"{address}/_stcore/health") or process.poll() is not None)
             if process.poll() is not None:
                 raise Skipped("The app did not start: " + (home / "app.log").read_text()[-300:].strip())
-            yield address
+            yield address, process.pid
         finally:
             process.terminate()
             try:

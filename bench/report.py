@@ -24,6 +24,7 @@ PAGES = {
     "as_run": "docs/as-it-was-run.md",
     "performance": "docs/performance.md",
     "gpu": "docs/performance.md",
+    "scale": "docs/performance.md",
     "world": "docs/world.md",
     "words": "docs/words.md",
     "real": "docs/real.md",

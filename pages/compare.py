@@ -215,10 +215,12 @@ def draw_chart(store: RunStore, columns: list[Column]) -> None:
     marked = list(at.items())
     alt = f"Losses of {mover.view.run['name']}, with the compared steps marked."
 
-    def picked(step: int) -> None:
-        chosen = [(column.view.id, column.step) for column in columns]
-        chosen[columns.index(mover)] = (mover.view.id, max(0, min(step, mover.view.last_step)))
-        remember(chosen)
+    chosen, place = [(column.view.id, column.step) for column in columns], columns.index(mover)
+    last_step = mover.view.last_step
+
+    def picked(step: int) -> None:  # kept by the session, so it holds no run
+        moved = (chosen[place][0], max(0, min(step, last_step)))
+        remember([*chosen[:place], moved, *chosen[place + 1 :]])
 
     look = chart.Look(zoom=zooms.get(mover.view.id))
     chart.draw(

@@ -20,10 +20,10 @@ from pages.shared.deleting import lost
 from pages.shared.format import percent, setting, three
 from pages.shared.html import element
 from pages.shared.recorded import RECORDED
+from pages.shared.standing import standings
 from unlearn_core.methods import METHODS
 from unlearn_core.metrics import budgeted, budgeted_set
 from unlearn_core.settings.presets import PRESETS
-from unlearn_core.training.milestones import Milestones
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -74,10 +74,11 @@ HEADINGS = (
 def rows_of(store: RunStore, runs: list[dict[str, Any]]) -> dict[str, list[Cell]]:
     """Run -> its cells, newest first."""
     rows = {}
+    standing = standings(store, runs)
     for run in runs:
-        first, last = store.first_points(run["id"]), store.last_points(run["id"])
+        first, last, at = standing[run["id"]].first, standing[run["id"]].last, standing[run["id"]].milestones
         loss, which = budgeted(first), budgeted_set(first)
-        at, config = _milestones(store, run), run["config"]
+        config = run["config"]
         step, steps = run["last_step"], config.get("schedule", {}).get("steps", "?")
         forget, before = last.get("forget_loss"), first.get("forget_loss")
         change = last[loss] / first[loss] - 1 if first.get(loss) and loss in last else None
@@ -114,15 +115,6 @@ def _learning_rate(run: dict[str, Any]) -> float | None:
     rate = run["config"].get("optimizer", {}).get("learning_rate")
     trains = run["method"] not in METHODS or METHODS[run["method"]].facts.trains
     return float(rate) if trains and rate is not None else None
-
-
-def _milestones(store: RunStore, run: dict[str, Any]) -> Milestones:
-    """Those of a run; it is read anew only where it has moved since the last tick."""
-    known: dict[str, tuple[str, Milestones]] = st.session_state.setdefault("milestones", {})
-    if run["id"] not in known or known[run["id"]][0] != run["updated_at"]:
-        loaded = view.load(store, run["id"])
-        known[run["id"]] = run["updated_at"], loaded.milestones() if loaded else Milestones()
-    return known[run["id"]][1]
 
 
 def _since(step: int | None) -> Cell:

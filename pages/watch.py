@@ -61,9 +61,9 @@ def look_of(run: view.View) -> chart.Look:
     return chart.Look(bool(state.get("log")), float(state.get("smooth") or 0.0), series, zoom and (zoom[0], zoom[1]))
 
 
-def remember_zoom(run: view.View, zoom: tuple[int, int] | None) -> None:
+def remember_zoom(run_id: str, zoom: tuple[int, int] | None) -> None:
     """The zoom goes into the session and the address, from where a reload takes it."""
-    st.session_state[f"zoom {run.id}"] = zoom
+    st.session_state[f"zoom {run_id}"] = zoom
     if zoom:
         st.query_params["x"] = f"{zoom[0]}-{zoom[1]}"
     elif "x" in st.query_params:
@@ -116,9 +116,10 @@ def draw_controls(
     store: RunStore, run: view.View, step: int, notice: Banner | None, other: dict[str, Any] | None
 ) -> None:
     """`other`: the run that this one waits for."""
+    run_id = run.id  # a session keeps its buttons' functions: what holds the run itself would keep it as long
 
     def ask(kind: str) -> None:
-        page.attempt(store.request, run.id, kind)
+        page.attempt(store.request, run_id, kind)
 
     following = bool(st.session_state["following"])
     with st.container(horizontal=True, vertical_alignment="center", key="controls"):
@@ -153,7 +154,7 @@ def draw_chart(run: view.View, step: int) -> None:
             type="tertiary",
             disabled=not zoomed,
             on_click=_unzoom,
-            args=(run,),
+            args=(run.id,),
             help=None if zoomed else "Drag across the chart to look at some steps only.",
         )
     marked = [] if st.session_state["following"] else [(step, f"step {step}")]
@@ -164,14 +165,14 @@ def draw_chart(run: view.View, step: int) -> None:
         key="chart",
         alt=alternative(run, step),
         on_picked=_choose,
-        on_zoomed=partial(remember_zoom, run),
+        on_zoomed=partial(remember_zoom, run.id),
         turn=st.session_state.get("chart_turn", 0),
     )
     st.html(chart.legend(run))
 
 
-def _unzoom(run: view.View) -> None:
-    remember_zoom(run, None)
+def _unzoom(run_id: str) -> None:
+    remember_zoom(run_id, None)
     st.session_state["chart_turn"] = st.session_state.get("chart_turn", 0) + 1
 
 

@@ -119,6 +119,13 @@ def adapter_sha256(db: Database) -> None:
     db.execute("ALTER TABLE checkpoints ADD COLUMN adapter_sha256 TEXT")
 
 
+@MIGRATIONS(name="007_values_by_name")
+def values_by_name(db: Database) -> None:
+    """A series is read from its index alone: the values stand in it, not each at another place of the table."""
+    db.execute("DROP INDEX points_by_name")
+    db.execute("CREATE INDEX points_by_name ON points (run_id, name, step, value)")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

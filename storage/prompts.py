@@ -150,6 +150,24 @@ class Prompts(Connection):
             rows = self.rows(conn, query, values, order, scan)
             return frame(rows, RESPONSE_COLUMNS)
 
+    def answers(self, run_id: str, after_step: int = -1, step: int | None = None) -> list[dict[str, Any]]:
+        """The same answers without their wordings: step, prompt_id, sample, text and the numbers of an answer."""
+        which = "r.step = :step" if step is not None else "r.step > :after"
+        query = (
+            f"SELECT r.step, r.prompt_id, r.sample, r.text, {', '.join(f'r.{name}' for name in JUDGED)}"
+            " FROM responses r CROSS JOIN prompts p ON p.id = r.prompt_id"
+            f" WHERE r.run_id = :run AND {which} ORDER BY r.step, p.slot, p.version, r.sample"
+        )
+        with self.read() as conn:
+            return dicts(conn.execute(query, {"run": run_id, "after": after_step, "step": step}))
+
+    def answered_step(self, run_id: str, at_step: int) -> int | None:
+        """The newest step at or before `at_step` that has answers; None without any."""
+        with self.read() as conn:
+            query = "SELECT max(step) FROM responses WHERE run_id = ? AND step <= ?"
+            row = conn.execute(query, (run_id, at_step)).fetchone()
+        return None if row[0] is None else int(row[0])
+
     def add_responses(self, run_id: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write answers outside a step: of a probe, or of a new wording at step 0."""
         with self.write() as conn:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from types import MappingProxyType
@@ -17,6 +19,8 @@ from storage.prompts import frame, insert_responses
 from unlearn_core.settings.home import on_network
 
 POINT_COLUMNS = {"step": "int64", "name": "str", "value": "float64"}
+LAST_STEP = 2**62  # beyond every step
+Series = tuple[Sequence[int], Sequence[float]]  # steps, rising, and the value at each
 STATUSES = (
     "queued", "loading", "baseline", "running", "paused", "finished", "stopped", "failed", "interrupted",
 )  # fmt: skip
@@ -99,20 +103,77 @@ class Steps(Connection):
             rows = self.rows(conn, query, (run_id, after_step, *(names or ())), "step, name", "step, name")
             return frame(rows, POINT_COLUMNS)
 
-    def last_points(self, run_id: str) -> dict[str, float]:
-        """The newest value of each name."""
-        # Hops from name to name along the index: the cost does not grow with the length of the run.
-        query = """
-            WITH RECURSIVE names(name) AS (
-                SELECT min(name) FROM points WHERE run_id = :run
-                UNION ALL
-                SELECT (SELECT min(name) FROM points WHERE run_id = :run AND name > names.name)
-                FROM names WHERE names.name IS NOT NULL)
-            SELECT name, (SELECT value FROM points WHERE run_id = :run AND points.name = names.name
-                          ORDER BY step DESC LIMIT 1)
-            FROM names WHERE name IS NOT NULL"""
+    def series(self, run_id: str, names: Iterable[str], after_step: int = -1) -> dict[str, Series]:
+        """Of each of `names` that has any: the steps > `after_step`, rising, and the values. Nothing else is read."""
+        query = (
+            "SELECT step, value FROM points INDEXED BY points_by_name"
+            " WHERE run_id = ? AND name = ? AND step > ? ORDER BY step"
+        )
         with self.read() as conn:
-            return dict(conn.execute(query, {"run": run_id}).fetchall())
+            rows = {name: conn.execute(query, (run_id, name, after_step)).fetchall() for name in names}
+        return _columns(rows)
+
+    def series_at(self, run_id: str, names: Iterable[str], steps: Iterable[int]) -> dict[str, Series]:
+        """Of each of `names` that has any: its newest points at or before each of `steps`, as `series` has them."""
+        query = """
+            SELECT points.step, value
+            FROM (SELECT DISTINCT (SELECT step FROM points INDEXED BY points_by_name
+                                   WHERE run_id = :run AND name = :name AND step <= wanted.value
+                                   ORDER BY step DESC LIMIT 1) AS step
+                  FROM json_each(:steps) AS wanted) AS newest
+            CROSS JOIN points ON run_id = :run AND points.step = newest.step AND name = :name
+            ORDER BY points.step"""
+        wanted = {"run": run_id, "steps": json.dumps(sorted(steps))}
+        with self.read() as conn:
+            rows = {name: conn.execute(query, {**wanted, "name": name}).fetchall() for name in names}
+        return _columns(rows)
+
+    def last_points(self, run_id: str, at_step: int = LAST_STEP) -> dict[str, float]:
+        """The newest value of each name, or the newest at or before `at_step`."""
+        return {name: value for name, (_, value) in self._one_of_each(run_id, at_step, "DESC").items()}
+
+    def earliest_points(self, run_id: str) -> dict[str, tuple[int, float]]:
+        """Of each name the first step that has a value, and that value."""
+        return self._one_of_each(run_id, LAST_STEP, "ASC")
+
+    def above_since(self, run_id: str, name: str, limit: float) -> list[int]:
+        """The newest step whose value is at most `limit`, and the first one behind it: from there on all are above.
+
+        Steps that do not exist are left out: without a step at most `limit` there is neither.
+        """
+        query = """
+            WITH below(step) AS (
+                SELECT step FROM points INDEXED BY points_by_name
+                WHERE run_id = :run AND name = :name AND value <= :limit ORDER BY step DESC LIMIT 1)
+            SELECT step FROM below
+            UNION ALL
+            SELECT (SELECT points.step FROM points INDEXED BY points_by_name
+                    WHERE run_id = :run AND name = :name AND points.step > below.step ORDER BY points.step LIMIT 1)
+            FROM below"""
+        with self.read() as conn:
+            rows = conn.execute(query, {"run": run_id, "name": name, "limit": limit}).fetchall()
+        return [row[0] for row in rows if row[0] is not None]
+
+    def _one_of_each(self, run_id: str, at_step: int, order: str) -> dict[str, tuple[int, float]]:
+        # Hops from name to name along the index, then to one step of each: the cost does not grow with the length of
+        # the run. The index is named because the planner prefers the primary key, which is sorted by step as well, but
+        # has to pass every later step of the run where a name was recorded at step 0 only.
+        query = f"""
+            WITH RECURSIVE names(name) AS (
+                SELECT min(name) FROM points INDEXED BY points_by_name WHERE run_id = :run
+                UNION ALL
+                SELECT (SELECT min(name) FROM points INDEXED BY points_by_name
+                        WHERE run_id = :run AND name > names.name)
+                FROM names WHERE names.name IS NOT NULL)
+            SELECT points.name, points.step, points.value
+            FROM names CROSS JOIN points
+            ON points.run_id = :run AND points.name = names.name
+            AND points.step = (SELECT step FROM points INDEXED BY points_by_name
+                               WHERE run_id = :run AND name = names.name AND step <= :at ORDER BY step {order} LIMIT 1)
+            ORDER BY points.name"""
+        with self.read() as conn:
+            rows = conn.execute(query, {"run": run_id, "at": at_step}).fetchall()
+        return {name: (step, value) for name, step, value in rows}
 
     def first_points(self, run_id: str) -> dict[str, float]:
         """The baseline: every value of step 0."""
@@ -122,12 +183,20 @@ class Steps(Connection):
 
     def examples(self, run_id: str, step: int | None = None) -> list[dict[str, Any]]:
         """The values per example, of all steps or one: step, metric, example_id, value."""
-        query = (
-            "SELECT step, metric, example_id, value FROM examples"
-            " WHERE run_id = :run AND (:step IS NULL OR step = :step) ORDER BY step, metric, example_id"
-        )
+        of_step = "" if step is None else " AND step = :step"
+        query = f"SELECT step, metric, example_id, value FROM examples WHERE run_id = :run{of_step}"
+        order = "ORDER BY step, metric, example_id"
         with self.read() as conn:
-            return dicts(conn.execute(query, {"run": run_id, "step": step}))
+            return dicts(conn.execute(f"{query} {order}", {"run": run_id, "step": step}))
+
+
+def _columns(rows: Mapping[str, Sequence[tuple[int, float]]]) -> dict[str, Series]:
+    """Rows as columns of 8 bytes a number; names without a row are left out."""
+    return {
+        name: (array("q", (step for step, _ in of_name)), array("d", (value for _, value in of_name)))
+        for name, of_name in rows.items()
+        if of_name
+    }
 
 
 def _touch(conn: sqlite3.Connection, run_id: str, step: int, status: str | None, reason: str | None) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pages.shared.standing import standing_of
 from terminal.text import BadInput, plain
-from unlearn_core.methods import METHODS
-from unlearn_core.training.milestones import Milestones, course_of, milestones
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -49,32 +48,19 @@ def way_on(run: Mapping[str, Any], home: str | None) -> str:
     return f"python cli.py resume {run['id']}" + (f" --home {home}" if home else "")
 
 
-def milestones_of(store: RunStore, run: Mapping[str, Any]) -> Milestones:
-    """Where the run was forgotten, damaged, collapsed, and its best step, as the pages have them."""
-    numbers = {
-        str(name): (rows["step"].tolist(), rows["value"].tolist())
-        for name, rows in store.points(run["id"]).groupby("name")
-    }
-    method = METHODS.get(run["method"])
-    rows = store.responses(run["id"]).to_dict("records")
-    budget = run["config"].get("guard", {}).get("retain_budget")
-    aims = method is not None and method.towards_stand_ins
-    course = course_of(numbers, store.prompts(run["id"]), rows, store.events(run["id"]), budget, aims)
-    return milestones(course, run["last_step"])
-
-
-def summary(store: RunStore, run_id: str) -> dict[str, Any]:
-    """Settings, progress, milestones, and first and last values of a run."""
-    run = store.run(run_id)
+def summary(store: RunStore, run_id: str, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Settings, progress, milestones, and first and last values of a run. `run`: its row, where it was just read."""
+    run = run or store.run(run_id)
     if run is None:
         raise BadInput(f"Run {run_id} was deleted.")
+    standing = standing_of(store, run)
     return {
         **{key: run[key] for key in ("id", "name", "status", "target", "method", "seed", "created_at", "updated_at")},
         "reason": run["status_reason"],
         "preset": run["config"]["preset"],
         "step": run["last_step"],
         "steps": run["config"]["schedule"]["steps"],
-        "milestones": asdict(milestones_of(store, run)),
-        "baseline": store.first_points(run_id),
-        "points": store.last_points(run_id),
+        "milestones": asdict(standing.milestones),
+        "baseline": standing.first,
+        "points": standing.last,
     }

@@ -28,7 +28,7 @@ SHOWN_EVENTS = (
 
 
 def runs(args: argparse.Namespace, store: RunStore) -> int:
-    summaries = [summary(store, run["id"]) for run in store.runs()]
+    summaries = [summary(store, run["id"], run) for run in store.runs()]
     rows = []
     for facts in summaries:
         now, first = facts["points"], facts["baseline"]
@@ -52,7 +52,7 @@ def show(args: argparse.Namespace, store: RunStore) -> int:
     run = find(store, args.run)
     before, now = answers_at(store, run["id"], 0), answers_at(store, run["id"], run["last_step"])
     facts = {
-        **summary(store, run["id"]),
+        **summary(store, run["id"], run),
         "answers": [{**entry, "before": before.get(text, {}).get("text")} for text, entry in now.items()],
         "events": store.events(run["id"]),
         "checkpoints": store.checkpoints(run["id"]),
@@ -141,8 +141,7 @@ def side(store: RunStore, text: str) -> dict[str, Any]:
     if not answers:
         raise BadInput(f"{title(run)} has no answers yet.")
     answered_at = max(entry["answered_at"] for entry in answers.values())
-    points = store.points(run["id"])
-    numbers = points[points.step <= answered_at].groupby("name").last()["value"].to_dict()
+    numbers = store.last_points(run["id"], answered_at)
     examples = store.examples(run["id"], answered_at)
     facts = {"id": run["id"], "name": run["name"], "step": answered_at, "points": numbers, "examples": examples}
     return {**facts, "answers": answers}

@@ -27,7 +27,8 @@ def of_run(view: View) -> list[str]:
     never = set() if trains else {"gradient_norm", "removed_share", "retain_condition_number"}
     never |= {"removed_share"} if kind == "none" else set()
     never |= {"retain_condition_number"} - set(GUARD_RAILS[kind].facts.gauges if kind in GUARD_RAILS else ())
-    recorded = [name for name in GAUGES if name in view.numbers and name not in ALWAYS]
+    numbers = view.recorded
+    recorded = [name for name in GAUGES if name in numbers and name not in ALWAYS]
     return [name for name in (*ALWAYS, *recorded) if name not in never]
 
 
@@ -39,9 +40,8 @@ def tiles(view: View, step: int) -> list[tuple[str, str, str, str]]:
         if name == ANSWERS:
             value, first, since = view.answer_probability(step), view.answer_probability(0), "before"
         else:
-            steps, values = view.numbers.get(name, ([], []))
-            value, first = view.value(name, step), values[0] if values else None
-            since = "before step 1" if steps and steps[0] == 0 else f"at step {steps[0]}" if steps else ""
+            begun, first = view.first(name) or (None, None)
+            value, since = view.value(name, step), "before step 1" if begun == 0 else f"at step {begun}"
         if value is None:
             when = "asked at step 0" if name == ANSWERS else "measured from step 1 on"
             cells.append((gauge.label, "–", when, gauge.help))

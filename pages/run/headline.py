@@ -37,8 +37,8 @@ def status_words(status: str) -> str:
 
 def pace(view: View) -> str:
     """The time of a step and the time left, while it runs."""
-    seconds = view.numbers.get("step_seconds", ([], []))[1][-RATE_STEPS:]
-    if view.status != "running" or not seconds:
+    seconds = view.recent("step_seconds", RATE_STEPS)
+    if view.status != "running" or not len(seconds):
         return ""
     mean = sum(seconds) / len(seconds)
     left = duration(mean * (view.total - view.last_step))
@@ -99,7 +99,7 @@ def _banner(view: View) -> Banner | None:
         sentence = reason or f"It was cut off at step {view.last_step}."
         if guards:  # why it stood still when that happened
             sentence = f"{guards[-1]['payload'].get('sentence', '')} {sentence}".strip()
-        measured = " What it measured can be read here." if view.numbers else ""
+        measured = " What it measured can be read here." if view.recorded else ""
         return Banner("warn", sentence, f"{back}{measured}")
     if view.status == "paused" and guards:
         return Banner("warn", guards[-1]["payload"].get("sentence", reason), "Resume goes on past it.")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
-
-import streamlit as st
+from weakref import WeakKeyDictionary
 
 from pages.run import story
+from pages.run.readings import Readings
 from unlearn_core.methods import METHODS
-from unlearn_core.metrics import METRICS, budgeted, budgeted_set
+from unlearn_core.metrics import LOSS, METRICS, SETS, budgeted, budgeted_set
 from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, milestones
 from unlearn_core.world import topic_of
 
@@ -27,20 +29,29 @@ BEFORE_STEP_ONE = ("queued", "loading", "baseline")
 RESUMABLE = ("interrupted", "stopped", "failed", "paused")
 # After these, rows of steps that were already read may have changed.
 REWRITING = {"resumed", "prompt_edited", "interrupted", "probed", "started"}
+CURVES = (*map(LOSS.point, SETS), STAND_IN_KL)  # read and held whole: they are drawn, and milestones are found in them
+MOST_VIEWS = 8  # of one process; Compare shows four
+
+Numbers = Mapping[str, tuple[Sequence[int], Sequence[float]]]
 
 
 @dataclass
 class View:
-    """One run with its numbers and answers. `numbers`: name -> (steps, values); `answers`: step -> rows."""
+    """One run with its numbers and answers, as they were when it was read: whoever has one, it does not change.
+
+    `numbers`: name -> (steps, values) of the CURVES; `readings`: of every other name, at a step. `answers`: step -> its
+    rows.
+    """
 
     run: dict[str, Any]
-    numbers: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    numbers: dict[str, tuple[Sequence[int], Sequence[float]]] = field(default_factory=dict)
     answers: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     prompts: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     commands: list[dict[str, Any]] = field(default_factory=list)
     baseline: dict[str, float] = field(default_factory=dict)
+    readings: Readings | None = None
     version: int = -1
 
     @property
@@ -78,9 +89,9 @@ class View:
 
     @cached_property
     def course(self) -> Course:
-        """What milestones are found in; made anew when there is news."""
+        """What milestones are found in."""
         method = METHODS.get(self.run["method"])
-        rows = (row for step in sorted(self.answers) for row in self.answers[step])
+        rows = (row for step in self.answered for row in self.answers[step])
         aims = method is not None and method.towards_stand_ins
         return course_of(self.numbers, self.prompts, rows, self.events, self.budget, aims)
 
@@ -95,20 +106,35 @@ class View:
             self._milestones[at] = milestones(self.course, at)
         return self._milestones[at]
 
-    def has_news(self) -> None:
-        """Drops what was made of numbers and answers that have changed since."""
-        for name in ("course", "_milestones"):
-            self.__dict__.pop(name, None)
-
     @property
     def topic(self) -> str | None:
         return topic_of(self.run["target"])
 
     def value(self, name: str, step: int) -> float | None:
         """The newest value at or before `step`."""
-        steps, values = self.numbers.get(name, ([], []))
+        if name not in self.numbers:
+            return self.readings.at(step).get(name) if self.readings else None
+        steps, values = self.numbers[name]
         place = bisect_right(steps, step)
         return values[place - 1] if place else None
+
+    def first(self, name: str) -> tuple[int, float] | None:
+        """The first step that has a value of this name, and the value; None without any."""
+        if name in self.numbers:
+            steps, values = self.numbers[name]
+            return (steps[0], values[0]) if len(steps) else None
+        return self.readings.first.get(name) if self.readings else None
+
+    def recent(self, name: str, count: int) -> Sequence[float]:
+        """The values of the last `count` steps."""
+        if name in self.numbers or self.readings is None:
+            return self.numbers.get(name, ((), ()))[1][-count:]
+        return self.readings.since(name, self.last_step - count)
+
+    @property
+    def recorded(self) -> set[str]:
+        """The names that have a number at any step."""
+        return {*self.numbers, *(self.readings.first if self.readings else ())}
 
     def change(self, name: str, step: int) -> float | None:
         """The share by which a loss has moved since the baseline."""
@@ -125,10 +151,14 @@ class View:
         """The set of windows that the budget is counted on: holdout, or retain."""
         return budgeted_set(self.baseline)
 
-    def sampled(self, step: int) -> int | None:
-        """The newest step at or before `step` at which the run's questions were asked."""
-        asked = [s for s in self.answers if s <= step and any(row["sample"] == 0 for row in self.answers[s])]
-        return max(asked, default=None)
+    @cached_property
+    def answered(self) -> list[int]:
+        """The steps that have answers, rising."""
+        return sorted(self.answers)
+
+    def _answered_back(self, step: int) -> Iterator[int]:
+        """The steps with answers at or before `step`, the newest first."""
+        return reversed(self.answered[: bisect_right(self.answered, step)])
 
     def asked_at(self, step: int) -> list[dict[str, Any]]:
         """The wordings that are asked at `step`."""
@@ -136,19 +166,19 @@ class View:
 
     def answer(self, prompt_id: int, step: int) -> dict[str, Any] | None:
         """The newest answer to this wording at or before `step`."""
-        for at in sorted((s for s in self.answers if s <= step), reverse=True):
+        for at in self._answered_back(step):
             for row in self.answers[at]:
                 if row["prompt_id"] == prompt_id and row["sample"] == 0:
                     return row
         return None
 
-    def about_target(self) -> dict[int, list[str]]:
-        """Sampled step -> the answers to the forget questions, in the wordings of that step."""
-        texts_at = {}
-        for step, rows in self.answers.items():
-            active = {p["id"] for p in self.asked_at(step) if p["role"] == "forget"}
-            texts_at[step] = [row["text"] for row in rows if row["prompt_id"] in active]
-        return {step: texts for step, texts in texts_at.items() if texts}
+    def about_target(self, step: int) -> tuple[int, list[str]] | None:
+        """The newest step at or before `step` whose answers to the forget questions are known, and these answers."""
+        for at in self._answered_back(step):
+            active = {p["id"] for p in self.asked_at(at) if p["role"] == "forget"}
+            if texts := [row["text"] for row in self.answers[at] if row["prompt_id"] in active]:
+                return at, texts
+        return None
 
     def answer_probability(self, step: int) -> float | None:
         """The metric of that name at `step`, over the forget questions."""
@@ -157,14 +187,13 @@ class View:
 
     def facts(self, step: int, waits_for: str | None = None) -> story.Facts:
         before, now = self.answer_probability(0), self.answer_probability(step)
-        answers = self.about_target()
-        asked = max((at for at in answers if at <= step), default=None)
+        asked, answers = self.about_target(step) or (None, [])
         return story.Facts(
             status=self.status if step == self.last_step or self.status in BEFORE_STEP_ONE else "looking back",
             step=step,
             target=self.run["target"],
             reason=self.run["status_reason"],
-            answers=answers[asked] if asked is not None else (),
+            answers=answers,
             named=list(self.course.remembered(asked).values()) if asked is not None else (),
             milestones=self.milestones(step),
             retain_change=self.change(self.budgeted, step),
@@ -188,55 +217,73 @@ class View:
         return None if best is None else self.change(self.budgeted, best)
 
 
+# Of the process, not of a session: a closed page's session lives on for a while, and would hold its runs with it.
+_VIEWS: WeakKeyDictionary[RunStore, OrderedDict[str, View]] = WeakKeyDictionary()
+_LOADING = Lock()
+
+
 def load(store: RunStore, run_id: str) -> View | None:
-    """The run as it is now; kept in the session, extended by what is new. None where there is no such run."""
-    views: dict[str, View] = st.session_state.setdefault("views", {})
-    view, version = views.get(run_id), store.data_version()
-    if view and view.version == version:
+    """The run as it is now; the last few are kept for all sessions. None where there is no such run."""
+    with _LOADING:
+        views = _VIEWS.setdefault(store, OrderedDict())
+        view, version = views.pop(run_id, None), store.data_version()
+        if view is None or view.version != version:
+            view = _read(store, run_id, view)
+        if view is None:
+            return None
+        view.version = version
+        views[run_id] = view
+        while len(views) > MOST_VIEWS:
+            views.popitem(last=False)
         return view
+
+
+def _read(store: RunStore, run_id: str, known: View | None) -> View | None:
+    """The run, of which only what is not in `known` is read from the store."""
     run = store.run(run_id)
     if run is None:
-        views.pop(run_id, None)
         return None
-    known = view.events[-1]["id"] if view and view.events else 0
-    news = store.events(run_id, after_id=known)
-    if view is None or run["last_step"] < view.last_step or any(event["kind"] in REWRITING for event in news):
-        view, after, news = View(run), -1, store.events(run_id)
+    news = store.events(run_id, after_id=known.events[-1]["id"] if known and known.events else 0)
+    if known is None or run["last_step"] < known.last_step or any(event["kind"] in REWRITING for event in news):
+        known, after, news = View(run), -1, store.events(run_id)
     else:
-        after = view.last_step - 1  # the newest step may have been read before its answers were asked
-    view.run, view.version = run, version
-    view.events.extend(news)
-    _extend_numbers(view, store.points(run_id, after_step=after))
+        after = known.last_step - 1  # the newest step may have been read before its answers were asked
     rows: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for row in store.responses(run_id, after_step=after).to_dict("records"):
-        rows[int(row["step"])].append(row)
-    view.prompts = store.prompts(run_id)
-    answered = {row["prompt_id"] for row in view.answers.get(0, ())}
-    if after >= 0 and any(prompt["id"] not in answered for prompt in view.prompts):
-        rows[0] = store.responses(run_id, step=0).to_dict("records")  # a new wording gets its "before" a moment later
-    view.answers.update(rows)
+    for row in store.answers(run_id, after_step=after):
+        rows[row["step"]].append(row)
+    prompts = store.prompts(run_id)
+    answered = {row["prompt_id"] for row in known.answers.get(0, ())}
+    if after >= 0 and any(prompt["id"] not in answered for prompt in prompts):
+        rows[0] = store.answers(run_id, step=0)  # a new wording gets its "before" a moment later
     # What was deleted from the disk is no place to go back to, whatever the store remembers.
-    view.checkpoints = [
+    checkpoints = [
         {**row, "complete": row["complete"] and store.has_checkpoint(row)} for row in store.checkpoints(run_id)
     ]
-    view.commands = store.commands(run_id, limit=12)
-    view.baseline = store.first_points(run_id)
-    view.has_news()
-    views[run_id] = view
-    return view
+    return View(
+        run,
+        numbers=_extended(known.numbers, store.series(run_id, CURVES, after), after),
+        answers={**known.answers, **rows},
+        prompts=prompts,
+        events=[*known.events, *news],
+        checkpoints=checkpoints,
+        commands=store.commands(run_id, limit=12),
+        baseline=store.first_points(run_id),
+        readings=Readings(store, run_id),
+    )
 
 
-def _extend_numbers(view: View, points: Any) -> None:
-    for name, rows in points.groupby("name", sort=False):
-        steps, values = view.numbers.setdefault(str(name), ([], []))
-        for step, value in zip(rows["step"].tolist(), rows["value"].tolist(), strict=True):
-            if steps and step <= steps[-1]:
-                place = bisect_right(steps, step)
-                if place and steps[place - 1] == step:
-                    values[place - 1] = value
-                continue
-            steps.append(step)
-            values.append(value)
+def _extended(known: Numbers, new: Numbers, after: int) -> dict[str, tuple[Sequence[int], Sequence[float]]]:
+    """The numbers up to step `after` as they are known, and the new ones behind them."""
+    extended: dict[str, tuple[Sequence[int], Sequence[float]]] = {}
+    for name in {**known, **new}:
+        steps, values = known.get(name, ((), ()))
+        kept = bisect_right(steps, after)
+        more_steps, more_values = new.get(name, ((), ()))
+        of_steps, of_values = array("q", steps[:kept]), array("d", values[:kept])
+        of_steps.extend(more_steps)
+        of_values.extend(more_values)
+        extended[name] = of_steps, of_values
+    return extended
 
 
 def adapter_folder(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,19 +123,21 @@ def _follow(store: RunStore, known: dict[str, Any]) -> None:
 
 
 def _facts(store: RunStore, file: str | None) -> dict[str, Any] | None:
-    """The result, read from the disk once in a session."""
+    """The result, which is read from the disk once for all sessions."""
     if file is None:
         return None
     path = Path(store.home) / FOLDER / Path(file).name
     try:
-        changed = path.stat().st_mtime_ns
-        cached = st.session_state.get("look_read")
-        if cached is None or cached[:2] != (str(path), changed):
-            cached = (str(path), changed, json.loads(path.read_text(encoding="utf-8")))
-            st.session_state["look_read"] = cached
-        return dict(cached[2])
+        return dict(_read(path, path.stat().st_mtime_ns))
     except (OSError, ValueError):
         return None
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed: int) -> dict[str, Any]:
+    """The result in a file that was last changed at `changed`. Raises OSError or ValueError where there is none."""
+    facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return facts
 
 
 def _without_exclusions(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from pages.setup import first_card
 from pages.shared import choices, process
 from pages.shared.format import duration, three
 from pages.shared.recorded import RECORDED
+from pages.shared.standing import standing_of
 from storage import RunStore, export
-from terminal.facts import milestones_of
 from tests.quick import some_quick
 from unlearn_core.settings import provenance
 from unlearn_core.settings.presets import PRESETS
@@ -364,7 +364,7 @@ def test_a_forget_loss_beyond_guessing_is_a_collapse_only_where_text_to_keep_has
 def test_the_sentence_the_chart_compare_runs_and_the_terminal_name_the_same_steps(store: RunStore) -> None:
     run_id = begin(store)
     fill(store, run_id, 7)
-    at = milestones_of(store, store.run(run_id) or {})
+    at = standing_of(store, store.run(run_id) or {}).milestones
     assert at.forgotten is not None and at.best is not None
     watch = opened("watch", store)
     assert f"forgotten since step {at.forgotten} " in shown(watch)

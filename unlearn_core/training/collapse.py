@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from functools import lru_cache
@@ -25,6 +26,16 @@ def is_damaged(rise: float | None, budget: float | None) -> bool:
     Without a budget (0 or None) it is `DAMAGE` that counts.
     """
     return rise is not None and rise > (budget or DAMAGE)
+
+
+def most_undamaged(before: float, budget: float | None) -> float:
+    """The largest loss, in nats, that is not damaged for `is_damaged`. `before`: that of the baseline, above 0."""
+    loss = before * (1 + (budget or DAMAGE))
+    while is_damaged(loss / before - 1, budget):  # the product is rounded, by a few floats at most
+        loss = math.nextafter(loss, -math.inf)
+    while not is_damaged((more := math.nextafter(loss, math.inf)) / before - 1, budget):
+        loss = more
+    return loss
 
 
 def is_beyond(forget_loss: float | None, level: float | None, rise: float | None, budget: float | None) -> bool:

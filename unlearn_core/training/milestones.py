@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from unlearn_core.metrics import LOSS, METRICS, budgeted
@@ -111,6 +111,16 @@ class Course:
     stand_in_level: float | None = None
     budget: float | None = None
 
+    @cached_property
+    def answered(self) -> list[int]:
+        """The steps that have answers, rising."""
+        return sorted(self.answers)
+
+    @cached_property
+    def telling(self) -> dict[int, Question]:
+        """The forget questions that had an answer which told anything, by prompt id."""
+        return {id: question for id, question in self.questions.items() if question.has_answer}
+
     def value(self, name: str, step: int) -> float | None:
         """The newest value at or before `step`."""
         steps, values = self.numbers.get(name, ((), ()))
@@ -126,8 +136,7 @@ class Course:
     def remembered(self, step: int) -> dict[int, tuple[str, ...]]:
         """Of the forget questions asked at `step` that had an answer: prompt id -> the key words still named."""
         given = self.answers.get(step, {})
-        asked = {id: self.questions[id] for id in given if id in self.questions}
-        return {id: question.named(given[id]) for id, question in asked.items() if question.has_answer}
+        return {id: self.telling[id].named(text) for id, text in given.items() if id in self.telling}
 
     def damaged(self, step: int) -> bool:
         return is_damaged(self.rise(step), self.budget)
@@ -136,8 +145,8 @@ class Course:
         """Whether forget loss is beyond what ignorance explains, or an answer repeats itself that did not before."""
         if is_beyond(self.value(FORGET_LOSS, step), self.level, self.rise(step), self.budget):
             return True
-        asked = max((at for at in self.answers if at <= step), default=0)
-        given = self.answers.get(asked, {})
+        place = bisect_right(self.answered, step)
+        given = self.answers[self.answered[place - 1]] if place else {}
         return any(repeats(now) and not repeats(self.before.get(id, "")) for id, now in given.items())
 
     def distance(self, step: int) -> float:
@@ -174,9 +183,10 @@ class Milestones:
 
 def milestones(course: Course, until: int) -> Milestones:
     """As things stand at step `until`."""
-    asked = [step for step in sorted(course.answers) if step <= until and course.remembered(step)]
-    measured = sorted({*_steps(course, until), *(step for step in course.answers if step <= until)})
-    forgotten = since(asked, lambda step: not any(course.remembered(step).values()))
+    there = {step: course.remembered(step) for step in course.answered if step <= until}
+    asked = {step: remembered for step, remembered in there.items() if remembered}
+    measured = sorted({*_steps(course, until), *there})
+    forgotten = since(list(asked), lambda step: not any(asked[step].values()))
     damaged, collapsed = since(measured, course.damaged), since(measured, course.collapsed)
     good = [
         step
@@ -203,10 +213,10 @@ def _steps(course: Course, until: int) -> set[int]:
     return {step for name in points for step in course.numbers.get(name, ((), ()))[0] if step <= until}
 
 
-def _relapses(course: Course, asked: Iterable[int]) -> Iterable[tuple[int, str]]:
+def _relapses(course: Course, asked: Mapping[int, Mapping[int, tuple[str, ...]]]) -> Iterable[tuple[int, str]]:
     was_forgotten: dict[int, bool] = {}
-    for step in asked:
-        for id, named in course.remembered(step).items():
+    for step, remembered in asked.items():
+        for id, named in remembered.items():
             if named and was_forgotten.get(id):
                 yield step, course.questions[id].text
             was_forgotten[id] = not named
