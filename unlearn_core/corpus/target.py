@@ -51,7 +51,7 @@ class Target:
         flags = regex.MULTILINE | (regex.IGNORECASE if data.ignore_case else 0)
         source = "|".join(self._branches())
         self._compiled = self._compile(source, flags)
-        self._word_by_word = regex.compile(rf"(?:{source})|(\W)", flags) if self.is_pattern else self._compiled
+        self._word_by_word: Any = regex.compile(rf"(?:{source})|(\W)", flags) if self.is_pattern else None
         literals = [self._literal(text) for text in self.spellings]
         self._filters, self._bytes_folding = prefilters(literals), BytesFolding("".join(literals))
         self._spent, self._read = 0.0, 0
