@@ -288,7 +288,8 @@ def test_forget_this_on_data_begins_a_run_without_what_is_excluded(app: AppTest,
     next(box for box in app.checkbox if box.label == "exclude 1").check().run()
     answer(store, facts("Lily", excluded=("o0",)))
     app.run()
-    assert "Starts a run: recipe “" in shown(app) and "4 questions." in shown(app)
+    count = len(looks(store)[-1]["payload"]["config"]["prompts"])
+    assert "Starts a run: recipe “" in shown(app) and f", {count} questions." in shown(app)
     button(app, "forget_this").click().run()
     assert not app.exception
     (run,) = store.runs()
