@@ -354,10 +354,12 @@ SMALL_TARGETS = """[...document.querySelectorAll('.stMain :is(button, summary, i
     .map((each) => each.outerHTML.slice(0, 120))"""
 
 
-def _swipe(tab: Any, x: float, y: float, by: float) -> None:
-    """A finger that is put down and moved, as the browser hears of it."""
+def _swipe(tab: Any, x: float, y: float, by: int) -> None:
+    """A finger that is put down, moved `by` pixels and lifted, as the browser hears of it."""
     session = tab.context.new_cdp_session(tab)
-    session.send("Input.synthesizeScrollGesture", {"x": x, "y": y, "yDistance": by, "gestureSourceType": "touch"})
+    for kind, moved in (("touchStart", 0), *(("touchMove", by * part // 8) for part in range(1, 9))):
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y + moved}]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
 def test_sigterm_saves_the_run_and_ends_the_process(server: Server, live: str) -> None:
