@@ -171,19 +171,24 @@ def answers_at(store: RunStore, run_id: str, step: int) -> dict[str, dict[str, A
     At step 0 every wording has its answer before step 1. A question that was put to chosen steps (`probe`) is there
     where it was answered at that very step; it stands in no slot.
     """
-    rows = store.responses(run_id)
-    rows = rows[(rows.step <= step) & (rows["sample"] == 0)]
-    newest = {int(row.prompt_id): row for row in rows.itertuples()}  # they come by step: the last one stays
+    prompts = store.prompts(run_id)
+    asked = {prompt["id"] for prompt in prompts if _is_asked(prompt, step)}
+    newest: dict[int, dict[str, Any]] = {}
+    at = store.answered_step(run_id, step)
+    while at is not None and not (newest and asked <= newest.keys()):
+        rows = store.answers(run_id, step=at)
+        newest = {row["prompt_id"]: row for row in rows if not row["sample"]} | newest
+        at = store.answered_step(run_id, at - 1)
     answers = {}
-    for prompt in store.prompts(run_id):
+    for prompt in prompts:
         row = newest.get(prompt["id"])
         if row is None:
             continue
-        asked, probed = _is_asked(prompt, step), prompt["from_step"] == prompt["to_step"] == 0
-        if asked or (row.step == step and (step == 0 or probed)):
+        probed = prompt["from_step"] == prompt["to_step"] == 0
+        if prompt["id"] in asked or (row["step"] == step and (step == 0 or probed)):
             slot = None if probed else prompt["slot"]
-            facts = {"prompt": prompt["text"], "role": prompt["role"], "slot": slot, "text": row.text}
-            answers[prompt["text"]] = {**facts, "answered_at": int(row.step)}
+            facts = {"prompt": prompt["text"], "role": prompt["role"], "slot": slot, "text": row["text"]}
+            answers[prompt["text"]] = {**facts, "answered_at": row["step"]}
     return answers
 
 

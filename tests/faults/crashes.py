@@ -154,7 +154,7 @@ def _contents(path: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
     with sqlite3.connect(path) as conn:
         assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         for table in migrations.TABLES:
-            yield table, conn.execute(f"SELECT * FROM {table}").fetchall()
+            yield table, sorted(conn.execute(f"SELECT * FROM {table}").fetchall(), key=repr)  # in whatever order
     conn.close()
 
 

@@ -6,6 +6,7 @@ kind has said, or how it has failed.
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import sys
@@ -52,6 +53,7 @@ def looked_at_read_only(disk: Path) -> list[str]:
         shutil.copyfile(disk / "open" / f"lethe.db{ending}", disk / "cut" / f"lethe.db{ending}")
     store.close()
     writes.migration(disk / "old")
+    gc.collect()  # the stores of the attempts: no file may be open for writing
     small_disk.make_read_only(disk)
     told = []
     for name in ("clean", "cut", "old"):
