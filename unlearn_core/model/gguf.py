@@ -60,7 +60,8 @@ def converted(path: Path, source: str, cache: Path, report: Report = silent) -> 
         raise ConfigError("reading a GGUF file needs the package gguf", field="model.source", value=source, fix=fix)
     report(STAGE, path.name)
     if beyond := gguf_header.claimed_beyond(path):
-        raise ConfigError(beyond, field="model.source", value=source, fix="Fetch it again, or choose another file")
+        reason = f"it cannot be converted: {beyond}"
+        raise ConfigError(reason, field="model.source", value=source, fix="Fetch it again, or choose another file")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         clear_parts(folder.parent)
