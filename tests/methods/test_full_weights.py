@@ -211,9 +211,7 @@ def test_an_export_has_the_model_and_nothing_that_only_a_run_needs(tiny, tmp_pat
     store = RunStore(tmp_path / "home")
     facts = {"target": "zorblatt", "method": "grad_ascent", "provenance": {}, "seed": 0}
     run_id = store.create_run(name="whole", prompts=[], config=run.config.to_dict(), **facts)
-    relative = f"checkpoints/{run_id}/step-000001"
-    run.save(store.home / relative, whole=True)
-    checkpoint = {"path": relative, "bytes": 1, "sha256": "0", "complete": True}
+    checkpoint = store.save_checkpoint(run_id, 1, True, lambda folder: run.save(folder, whole=True))
     store.append_step(run_id, 1, points={}, checkpoint=checkpoint)
     written = export_run(store, run_id, tmp_path / "out")
     assert [path.name for path in written] == ["points.csv", "responses.csv", "run.json", "model"]

@@ -118,11 +118,13 @@ def fill(
             for prompt in prompts
         ]
         levels = {"forget_level": 1.9, "forget_level_source": "a model without the word", "retain_budget": 0.05}
-        folder = Path(store.home) / "checkpoints" / run_id / f"step-{step:06d}"
-        folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text("{}")
-        if step == steps:
-            (folder / "state.json").write_text("{}")
+
+        def save(folder: Path, whole: bool = step == steps) -> None:
+            folder.mkdir(parents=True)
+            (folder / "adapter_config.json").write_text("{}")
+            if whole:
+                (folder / "state.json").write_text("{}")
+
         store.append_step(
             run_id,
             step,
@@ -138,12 +140,7 @@ def fill(
             },
             responses=said,
             events=[("baseline", levels), ("started", {})] if step == 0 else [],
-            checkpoint={
-                "path": str(folder.relative_to(store.home)),
-                "bytes": 2,
-                "sha256": "0",
-                "complete": step == steps,
-            },
+            checkpoint=store.save_checkpoint(run_id, step, step == steps, save),
             status=status,
             status_reason=reason,
         )
@@ -580,6 +577,26 @@ def test_a_checkpoint_that_was_deleted_from_the_disk_is_not_promised(store: RunS
         conn.execute("UPDATE checkpoints SET complete = 1 WHERE run_id = ? AND step = 3", (run_id,))
     (store.home / "checkpoints" / run_id / "step-000005" / "state.json").unlink()
     assert "Resume goes on from there" in shown(opened("watch", store)) and "step 3" in shown(opened("watch", store))
+
+
+def test_a_resume_that_passed_a_damaged_checkpoint_over_says_so_and_its_adapter_is_not_taken_away(
+    store: RunStore,
+) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 5, status="stopped")
+    told = "The checkpoint of step 5 is damaged. The run goes on from step 4."
+    store.add_event(run_id, "checkpoint_damaged", {"checkpoint": 5, "sentence": told}, 4)
+    store.set_status(run_id, "running", None, "resumed", {"from_step": 4})
+    assert told in shown(opened("watch", store))
+    store.set_status(run_id, "running", None, "resumed", {"from_step": 5})
+    assert told not in shown(opened("watch", store))
+    store.set_status(run_id, "stopped")
+    (store.home / "checkpoints" / run_id / "step-000005" / "adapter_config.json").write_text("[]")
+    at = opened("runs", store, run=run_id)
+    at.session_state["run_export"] = True
+    at.run()
+    made = at.session_state["export_made"]
+    assert made["folder"] is None and "step 5 is damaged" in made["why"]
 
 
 def test_an_interrupted_run_offers_resume(store: RunStore) -> None:
