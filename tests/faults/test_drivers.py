@@ -35,10 +35,13 @@ def test_a_driver_that_stood_still_in_any_phase_while_another_took_over_changes_
     assert set(take_over(tmp_path)) == {"loading", "baseline", "step", "sampling", "checkpoint", "resuming"}
 
 
+@pytest.mark.parametrize("after", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("resume", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_run_that_is_lost_before_any_one_of_its_writes_is_written_to_no_more(tmp_path: Path, resume: bool) -> None:
+def test_a_run_that_is_lost_at_any_one_of_its_writes_is_written_to_no_more(
+    tmp_path: Path, resume: bool, after: bool
+) -> None:
     at = 1
-    while lose_at_write(tmp_path, at, resume):
+    while lose_at_write(tmp_path, at, resume, after):
         at += 1
     assert at > 20, "every write of a steered run is tried"
 

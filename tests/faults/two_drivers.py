@@ -205,13 +205,13 @@ def log_of(home: Path) -> str:
 
 
 class Thief(RunStore):
-    """A store whose run is taken away by another driver just before this process's transaction number `at`."""
+    """A store whose run another driver takes away just before this process's transaction `at`, or just `after` it."""
 
     status = ""  # of the run when it was taken away
     depth = 0  # of the worker's transactions: how many it is inside of
 
-    def __init__(self, home: Path, other: RunStore, run_id: str, at: int) -> None:
-        self.other, self.run_id, self.at, self.writes = other, run_id, at, 0
+    def __init__(self, home: Path, other: RunStore, run_id: str, at: int, after: bool) -> None:
+        self.other, self.run_id, self.at, self.after, self.writes = other, run_id, at, after, 0
         self.before: tuple[dict[str, list[Any]], dict[str, str]] | None = None
         super().__init__(home)
 
@@ -220,7 +220,7 @@ class Thief(RunStore):
         mine = threading.current_thread().name == "lethe-worker"
         if mine and not self.depth:
             self.writes += 1
-            if self.writes == self.at:
+            if self.writes == self.at and not self.after:
                 self._take()
         with super().write() as conn:
             self.depth += mine
@@ -228,6 +228,8 @@ class Thief(RunStore):
                 yield conn
             finally:
                 self.depth -= mine
+        if mine and not self.depth and self.writes == self.at and self.after:
+            self._take()
 
     def _take(self) -> None:
         """The other driver holds the run from now on, and has left its mark on every table and in every folder."""
@@ -248,8 +250,8 @@ class Thief(RunStore):
         return rows, {name: digest for name, digest in files.items() if ".part" not in name}
 
 
-def lose_at_write(home: Path, at: int, resume: bool = False) -> bool:
-    """Drives a scripted run, steered in every way, and loses it before write `at`; False where there are fewer."""
+def lose_at_write(home: Path, at: int, resume: bool = False, after: bool = False) -> bool:
+    """Drives a scripted run, steered in every way, and loses it at write `at`; False where there are fewer."""
     other = RunStore(home)
     run_id = new_run(other, f"lost at {at}")
     if resume:
@@ -257,7 +259,7 @@ def lose_at_write(home: Path, at: int, resume: bool = False) -> bool:
             half_way(other, run_id, Script().open)
     for kind, payload in STEERED:
         other.request(run_id, kind, payload)
-    store = Thief(home, other, run_id, at)
+    store = Thief(home, other, run_id, at, after)
     worker = Worker(store, Script(delay=0.0).open, only=run_id, resume=resume)
     with mock.patch("gc.collect"):  # which takes longer than all the rest
         worker.start()
