@@ -264,7 +264,8 @@ class Connection:
             try:
                 self._patiently(lambda: _begin_reading(reader))
                 yield reader
-                reader.execute("COMMIT")
+                if reader.in_transaction:
+                    reader.execute("ROLLBACK")  # nothing was written; a COMMIT fails where the file is damaged
             except BaseException:
                 reader.close()
                 raise

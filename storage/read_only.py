@@ -53,6 +53,7 @@ def log_of(path: Path) -> Path:
 
 
 def has_content(path: Path) -> bool:
+    """Whether a file is there and has any bytes."""
     return path.is_file() and path.stat().st_size > 0
 
 
