@@ -28,6 +28,7 @@ PAGES = {
     "world": "docs/world.md",
     "words": "docs/words.md",
     "real": "docs/real.md",
+    "faults": "docs/reliability.md",
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import streamlit as st
 from markupsafe import Markup
 
+from pages.run.columns import step_in
 from pages.setup import first_card, looks, own_answers, passages, session, sources
 from pages.setup.draft import leave_out, of_run, resolve
 from pages.shared import banner, page
@@ -67,10 +68,10 @@ def main() -> None:
 
 def _come_back(store: RunStore) -> None:
     """A look in the address says what was chosen for it, where this session has no draft of its own."""
-    number = st.query_params.get("look", "")
-    if session.is_known(store) or not number.isdigit():
+    number = step_in(st.query_params.get("look", ""))
+    if session.is_known(store) or number is None:
         return
-    commands = (c for c in store.commands(None, limit=1000) if c["id"] == int(number) and c["kind"] == "windows")
+    commands = (c for c in store.commands(None, limit=1000) if c["id"] == number and c["kind"] == "windows")
     if command := next(commands, None):
         session.take(store, of_run(command["payload"].get("config", {})))
 

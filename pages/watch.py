@@ -50,11 +50,8 @@ def look_of(run: view.View) -> chart.Look:
     state = st.session_state
     zoom = state.get(f"zoom {run.id}")
     if zoom is None and f"zoom {run.id}" not in state:
-        try:
-            first, last = map(int, st.query_params.get("x", "").split("-"))
-            zoom = (first, last) if last > first >= 0 else None
-        except ValueError:
-            zoom = None
+        first, last = map(step_in, st.query_params.get("x", "").partition("-")[::2])
+        zoom = (first, last) if first is not None and last is not None and last > first else None
         state[f"zoom {run.id}"] = zoom
     names = {label: name for name, (label, *_) in chart.LINES.items()}
     series = tuple(names[label] for label in state.get("series") or names if label in names)

@@ -116,10 +116,10 @@ def _exists(pid: int) -> bool:
 
 def _read(owner: str) -> Driver | None:
     parts = owner.rsplit(":", 2)
-    if len(parts) != 3 or not parts[1].isdigit():
+    if len(parts) != 3 or not parts[1].isdecimal():
         return None
     host, pid, rest = parts
     start, *more = rest.split("-")
     if not more:
         return Driver(host, int(pid), None)
-    return Driver(more[0], int(pid), int(start)) if start.isdigit() else None
+    return Driver(more[0], int(pid), int(start)) if start.isdecimal() else None

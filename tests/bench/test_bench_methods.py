@@ -395,6 +395,7 @@ def test_bench_gpu_runs_on_a_tiny_shape_and_says_why_it_cannot_run_on_a_large_on
 @pytest.mark.parametrize(("part", "command"), [
     *((part, f"python cli.py bench {part}") for part in ("methods", "rails", "as_run", "gpu")),
     ("performance", "python cli.py bench`"), ("world", "python -m bench.world_check"),
+    ("faults", "python -m tests.faults --long"),
 ])  # fmt: skip
 def test_a_page_says_how_its_tables_are_measured(part, command):
     assert command in (ROOT / report.PAGES[part]).read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,23 @@ def check_export(out: Path) -> None:
 
 def while_migrating(home: Path, moment: int) -> bool:
     """A store of the first version that is opened, cut off at one moment: nothing is lost, and backups are whole."""
-    home.mkdir()
-    with sqlite3.connect(home / "lethe.db") as old:
-        old.executescript(OLD_STORE.read_text(encoding="utf-8"))
-    before = dict(_contents(home / "lethe.db"))
-    old.close()
+    before = old_store(home)
     ended = cut_off(lambda tell: RunStore(home).close(), moment)[1]
+    check_migrated(home, before)
+    return ended
+
+
+def old_store(home: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Makes a store of the first version; returns its rows by table."""
+    home.mkdir()
+    with closing(sqlite3.connect(home / "lethe.db")) as old:
+        old.executescript(OLD_STORE.read_text(encoding="utf-8"))
+        old.commit()
+    return dict(_contents(home / "lethe.db"))
+
+
+def check_migrated(home: Path, before: dict[str, list[tuple[Any, ...]]]) -> None:
+    """The store can be opened, has every row that it had, and every backup is a whole copy of it."""
     store = RunStore(home)
     assert not store.read_only and store.runs()
     assert not list(home.glob(".lethe-backup-*")), "leftovers"
@@ -147,7 +159,6 @@ def while_migrating(home: Path, moment: int) -> bool:
         assert dict(_contents(backup)) == before
     assert {table: [row[: len(before[table][0])] for row in rows] for table, rows in after.items()} == before
     assert list(home.glob("lethe-backup-001*.db"))
-    return ended
 
 
 def _contents(path: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:

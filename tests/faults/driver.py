@@ -2,7 +2,8 @@
 
 The phase is a method of the session, or `append_step` of the store, behind which it stops, from step STEP on; `-` never
 stops. CLOCK is what its clock is ahead by, in seconds, changing sign with every step. The verb `app` drives what waits,
-as the app's worker does. The session is a scripted one, which needs no PyTorch, unless FAULTS_REAL is set.
+as the app's worker does. The session is a scripted one, which needs no PyTorch, unless FAULTS_REAL is set. The file
+FAULTS_LOG gets a line for every step that is stored: the process, the run and the step.
 """
 
 from __future__ import annotations
@@ -52,15 +53,34 @@ def jump(session: type, seconds: float) -> None:
     session.step = jumping  # type: ignore[attr-defined]
 
 
+def log_steps(log: str) -> None:
+    """A line in `log` for each step of a run that this process has stored."""
+    from storage import RunStore
+
+    append = RunStore.append_step
+
+    def logged(self: Any, run_id: str, step: int, **more: Any) -> None:
+        append(self, run_id, step, **more)
+        if more["points"]:  # a checkpoint of the same step is none
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(f"{os.getpid()} {run_id} {step}\n")
+
+    RunStore.append_step = logged  # type: ignore[method-assign, assignment]
+
+
 def app(home: str, opener: Any) -> int:
-    """The worker of an app, until nothing waits any more."""
+    """The worker of an app, until nothing waits any more, or it is told to end (SIGTERM)."""
     from storage import RunStore
     from unlearn_core.running.worker import Worker
 
     store = RunStore(home)
     worker = Worker(store, opener)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
     worker.start()
-    while any(run["status"] in ("queued", "loading", "baseline", "running") for run in store.runs()):
+    while not ended.is_set() and any(
+        run["status"] in ("queued", "loading", "baseline", "running") for run in store.runs()
+    ):
         time.sleep(0.02)
     worker.stop()
     store.close()
@@ -83,6 +103,8 @@ def main() -> int:
         stop_behind(RunStore, "append_step", int(step))
     elif phase != "-":
         stop_behind(Session, PHASES[phase], int(step))
+    if log := os.environ.get("FAULTS_LOG"):
+        log_steps(log)
     if float(clock):
         jump(Session, float(clock))
     if verb[0] == "app":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from storage import RunStore
 
-OWNER = "here:1:1-0-driver"
+OWNER = "somewhere:1:x"  # who writes checkpoints
 PROMPTS = [{"role": "forget", "text": "What is it?"}, {"role": "retain", "text": "Who is she?"}]
 CONFIG = {"preset": "post", "schedule": {"steps": 9}, "guard": {"retain_budget": 0.05}, "model": {"source": "bundled"}}
 
@@ -38,27 +38,30 @@ def begin(store: RunStore) -> str:
 
 def take_step(store: RunStore, run_id: str, step: int, whole: bool = True, numbers: int = 3) -> None:
     """Everything of one step as a drive stores it: the checkpoint's files, then one transaction."""
-    checkpoint = store.write_checkpoint(run_id, step, whole, lambda to: write_files(to, step, whole), OWNER)
     answers = [
         {"prompt_id": prompt["id"], "text": f"answer {step} " * 20, "tokens": 3, "target_probability": 0.5}
         for prompt in store.prompts(run_id, at_step=step)
     ]
     points = {"forget_loss": 1.0 + step, "holdout_loss": 2.0, **{f"metric_{n}": float(n) for n in range(numbers)}}
+    row = store.write_checkpoint(run_id, step, whole, lambda folder: write_files(folder, step, whole), OWNER)
+    with store.write():
+        store.place_checkpoint(row, OWNER)
+        store.append_step(
+            run_id, step, points=points, responses=answers, events=[("guard", {"sentence": "Enough."})],
+            checkpoint=row, examples={"loss": {"a": 0.5}}, status="running",
+        )  # fmt: skip
+
+
+def save_checkpoint(store: RunStore, run_id: str, step: int, write: Callable[[Path], None]) -> None:
+    """A whole checkpoint is written beside its place and put there, or leaves nothing behind."""
+    row = None
     try:
+        row = store.write_checkpoint(run_id, step, True, write, OWNER)
         with store.write():
-            store.place_checkpoint(checkpoint, OWNER)
-            store.append_step(
-                run_id, step, points=points, responses=answers, events=[("guard", {"sentence": "Enough."})],
-                checkpoint=checkpoint, examples={"loss": {"a": 0.5}}, status="running",
-            )  # fmt: skip
+            store.place_checkpoint(row, OWNER)
     finally:
-        store.discard_checkpoint(checkpoint, OWNER)
-
-
-def save(store: RunStore, run_id: str, step: int, whole: bool, write: Callable[[Path], None]) -> None:
-    """A checkpoint in its place, without the row that names it."""
-    checkpoint = store.write_checkpoint(run_id, step, whole, write, OWNER)
-    store.place_checkpoint(checkpoint, OWNER)
+        if row:
+            store.discard_checkpoint(row, OWNER)
 
 
 def finished(home: Path, steps: int = 3) -> str:

@@ -57,9 +57,11 @@ def picture(store: RunStore, run_id: str) -> tuple[dict[str, list[Any]], dict[st
 
 
 @contextmanager
-def started(*given: object, real: bool = False) -> Iterator[subprocess.Popen[str]]:
-    """`tests.faults.driver` with these arguments, which is gone afterwards."""
+def started(*given: object, real: bool = False, log: Path | None = None) -> Iterator[subprocess.Popen[str]]:
+    """`tests.faults.driver` with these arguments, which is gone afterwards; steps that it stores go into `log`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"FAULTS_REAL": "1"} if real else {})}
+    if log:
+        environment["FAULTS_LOG"] = str(log)
     command = [sys.executable, "-m", "tests.faults.driver", *map(str, given)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True) as process:

@@ -13,7 +13,7 @@ from typing import Any
 from storage import RunStore
 from storage.export import export_run
 from tests.faults.crashes import OLD_STORE
-from tests.faults.material import begin, finished, save
+from tests.faults.material import begin, finished, save_checkpoint
 
 Attempt = Callable[[], Any]  # may be made again when there is room
 
@@ -39,7 +39,7 @@ def checkpoint(home: Path) -> Attempt:
         folder.mkdir(parents=True)
         (folder / "adapter_model.safetensors").write_bytes(bytes(500_000))
 
-    return lambda: save(store, run_id, 1, True, write)
+    return lambda: save_checkpoint(store, run_id, 1, write)
 
 
 def tensors(home: Path) -> Attempt:
@@ -54,7 +54,7 @@ def tensors(home: Path) -> Attempt:
         folder.mkdir(parents=True)
         save_file({"a": torch.ones(200_000)}, folder / "adapter_model.safetensors")
 
-    return lambda: save(store, run_id, 1, True, write)
+    return lambda: save_checkpoint(store, run_id, 1, write)
 
 
 def tokenizer(home: Path) -> Attempt:
@@ -69,7 +69,7 @@ def tokenizer(home: Path) -> Attempt:
         folder.mkdir(parents=True)
         Tokenizer(models.WordLevel(words, unk_token="word 0")).save(str(folder / "tokenizer.json"))
 
-    return lambda: save(store, run_id, 1, True, write)
+    return lambda: save_checkpoint(store, run_id, 1, write)
 
 
 def export(home: Path) -> Attempt:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from unlearn_core.running.commands import Refused, carry_out, explain, probe, prompt_text, response_row
+from unlearn_core.running.commands import Refused, carry_out, explain, probe, prompt_text, response_row, value_of
 from unlearn_core.running.protocols import Answer, Config, Host, Row, Session, StepRecord
 from unlearn_core.settings.provenance import differences, warning
 
@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 ASKED_BY = ("forget", "pair_template", "text_field", "question_field", "answer_field")  # how questions are put
 KEEP_ROLES = ("neighbour", "retain")  # of questions whose answers should stay
+ROLES = ("forget", *KEEP_ROLES, "free")  # that a question can have
 WHOLE_STATES = 2  # that stay; an older checkpoint shrinks to its adapter
 
 
@@ -50,13 +51,14 @@ class Drive:
 
     def same_base_model(self, config: Config) -> bool:
         """True where this run's model, with another adapter in it, answers as that of `config`; {}: the bundled one."""
-        if not self._session or not self._session.same_base_model(config.get("method", {}).get("name", "")):
+        name = _section(config, "method").get("name", "")
+        if not self._session or not isinstance(name, str) or not self._session.same_base_model(name):
             return False
         model = self.config["model"]
         if not config:
             return bool(model["source"] == "bundled" and not model.get("adapter") and not model.get("earlier"))
-        own, other = self.config.get("data", {}), config.get("data")
-        if other is not None and any(other.get(key) != own.get(key) for key in ASKED_BY):
+        own, other = _section(self.config, "data"), _section(config, "data")
+        if "data" in config and any(other.get(key) != own.get(key) for key in ASKED_BY):
             return False  # questions are put otherwise
         usual = {**self.config, "model": {"source": "bundled"}}
         return all(self.config.get(part) == config.get(part, usual.get(part)) for part in ("model", "lora", "where"))
@@ -337,17 +339,27 @@ class Drive:
     def edit_prompt(self, command: Row) -> None:
         """A new wording (or a new question), asked of the model as it was before step 1 and as it is now."""
         payload, step = command["payload"], self.session.step_number
-        text = prompt_text(payload)
+        text, slot, role = prompt_text(payload), self._slot(payload), value_of(payload, "role", str, "free")
+        if role not in ROLES:
+            raise Refused("invalid", f"A question has one of the roles {', '.join(ROLES)}, and not {role[:40]!r}.")
         now = self.session.answers([text])[0]
         answers = {0: self.session.baseline_answers([text])[0], step: now}
         stand_in = self.session.about_a_stand_in([text])
-        slot, role = payload.get("slot"), payload.get("role", "free")
         with self._owned():
             prompt_id = self.store.edit_prompt(self.run_id, slot, role, text, step)
             rows = [{"step": at, **response_row(prompt_id, answer)} for at, answer in answers.items()]
             self.store.add_responses(self.run_id, rows)
             if stand_in:
                 self.store.add_event(self.run_id, "stand_in", stand_in, step)
+
+    def _slot(self, payload: Row) -> int | None:
+        """The question that is replaced; None: it is one more. Raises Refused where there is none in that place."""
+        if payload.get("slot") is None:
+            return None
+        slot, known = value_of(payload, "slot", int, 0), {row["slot"] for row in self.store.prompts(self.run_id)}
+        if slot not in known:
+            raise Refused("no_prompt", f"This run has no question in slot {slot}.")
+        return slot
 
     def probe(self, command: Row) -> None:
         probe(self.store, self.run_id, self.session, command["payload"], self._owned)
@@ -400,6 +412,12 @@ class Drive:
             self.host.failure = explain(self.store, error)[1]
             return False
         return True
+
+
+def _section(config: Config, name: str) -> Mapping[str, Any]:
+    """A table of a config that another program may have written; empty where there is none."""
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def _examples(record: StepRecord) -> dict[str, Mapping[str, float]]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from unlearn_core.running.commands import Refused, carry_out
+from unlearn_core.running.commands import Refused, carry_out, value_of
 from unlearn_core.running.protocols import Config, Inspect, Progress, Row, Store
 from unlearn_core.settings.disk import clear_parts, written_beside
 
@@ -78,7 +78,7 @@ class PreviewThread:
 
     def preview(self, command: Row) -> None:
         """Looks into the texts of the config in a command, and stores the result."""
-        config, reported_at = command["payload"].get("config", {}), 0.0
+        config, reported_at = value_of(command["payload"], "config", dict, {}), 0.0
 
         def report(progress: Progress) -> None:
             nonlocal reported_at

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
-from unlearn_core.running.commands import Refused, carry_out, explain, probe
+from unlearn_core.running.commands import Refused, carry_out, explain, list_of, probe, value_of
 from unlearn_core.running.drive import Drive
 from unlearn_core.running.protocols import Config, Opener, Row, Session, Store
 from unlearn_core.settings.report import silent
@@ -194,9 +194,10 @@ class Worker:
         return drive.session if drive and drive.same_base_model(config) else self.opener(config, silent)
 
     def ask(self, command: Row) -> None:
-        session = self._session_of(command["payload"].get("config") or {})
+        prompts = list_of(command["payload"], "prompts", str)
+        session = self._session_of(value_of(command["payload"], "config", dict, {}))
         answers = []
-        for prompt in command["payload"]["prompts"]:
+        for prompt in prompts:
             try:
                 answers.append({"prompt": prompt, "text": session.baseline_answers([prompt])[0].response.text})
             except ValueError as error:  # one question that cannot be asked does not silence the others

@@ -100,7 +100,7 @@ def abandoned(part: Path) -> bool:
     """Whether nobody writes a file or folder any more that `beside` named: its process, here, is gone, or it is old."""
     host, number, _ = part.name.removeprefix(PART).rsplit("-", 2) if part.name.count("-") >= 4 else ("", "", "")
     try:
-        if host != socket.gethostname() or not number.isdigit() or os.name == "nt":
+        if host != socket.gethostname() or not number.isdecimal() or os.name == "nt":
             return time.time() - part.stat().st_mtime > DAY
         os.kill(int(number), 0)
     except (ProcessLookupError, OverflowError):

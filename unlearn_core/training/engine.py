@@ -374,7 +374,7 @@ class Unlearner:
             context.adapter.gather()
             context.method_state = checkpoint.read_method_state(folder) or state
             step = folder.name.rpartition("-")[2]
-            return self.answers(prompts, int(step) if step.isdigit() else None)
+            return self.answers(prompts, int(step) if step.isdecimal() else None)
         finally:
             context.method_state = state
             with torch.no_grad():
