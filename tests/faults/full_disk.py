@@ -53,7 +53,7 @@ def looked_at_read_only(disk: Path) -> list[str]:
         shutil.copyfile(disk / "open" / f"lethe.db{ending}", disk / "cut" / f"lethe.db{ending}")
     store.close()
     writes.migration(disk / "old")
-    gc.collect()  # the stores of the attempts: no file may be open for writing
+    gc.collect()  # what is still open for writing would keep the disk from it
     small_disk.make_read_only(disk)
     told = []
     for name in ("clean", "cut", "old"):

@@ -36,7 +36,7 @@ METHODS = {
     "sampling": "answers",
     "checkpoint": "save",
 }
-STEPS, ENTRIES = 8, {"load": 1, "baseline": 1, "step": 8, "sampling": 5, "checkpoint": 5, "store": 9}
+STEPS, ENTRIES = 6, {"load": 1, "baseline": 1, "step": 6, "sampling": 4, "checkpoint": 4, "store": 7}
 AGAIN = 3  # of so many runs one is killed twice
 SHARED = struct.Struct("iii")  # phase, whether the run was created, last step that was stored
 PATIENCE = 120.0
@@ -195,8 +195,8 @@ def make_material(folder: Path) -> int:
     for name, text in zip(("forget.txt", "retain.txt"), texts, strict=True):
         (folder / name).write_text(text, encoding="utf-8")
     save_model(folder / "gptj", "gptj", texts)
-    schedule = {"steps": STEPS, "sample_every": 2, "checkpoint_every": 2}
-    few = {"retain_chunks": 16, "holdout_chunks": 8, "neighbour_chunks": 8}
+    schedule = {"steps": STEPS, "sample_every": 2, "checkpoint_every": 2, "evaluate_every": 3}
+    few = {"retain_chunks": 16, "holdout_chunks": 4, "neighbour_chunks": 4}
     (folder / "run.toml").write_text(Tiny(folder).config(schedule=schedule, data=few).to_toml(), encoding="utf-8")
     return 0
 
@@ -348,7 +348,7 @@ def main(folder: str, seed: str, count: str) -> None:
         except Exception as error:
             outcome.broken.append(f"seed {each}: {sentence_of(error)}")
         outcome.times += 1
-    print(outcome.to_json())
+        print(outcome.to_json(), flush=True)  # the last line counts, also where a signal ends this
 
 
 if __name__ == "__main__":

@@ -173,7 +173,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("kill", "SIGKILL of a run at a random moment",
-             "what was stored is there; the resumed run is equal bit for bit", 200, 20, kills, "kills"),
+             "what was stored is there; the resumed run is equal bit for bit", 200, 8, kills, "kills"),
         Kind("files", "SIGKILL at every file operation", "checkpoints, exports and stores are whole", 1, 1,
              file_operations, "crashes"),
         Kind("disk", "a full disk at every kind of write", "one sentence; it goes on when there is room", 1, 1, disk,

@@ -14,6 +14,8 @@ HOSTILE = {
     "lists": "x = " + "[" * 100_000,
     "whole lists": "x = " + "[" * 200 + "]" * 200,
     "tables": "x = " + "{a=" * 100_000,
+    "a key of many letters": "a" * 3_000 + " = 1",
+    "a key of several lines": '"a\\nb" = 1',
     "a long key": ".".join(["a"] * 200_000) + " = 1",
     "a long header": "[" + ".".join(["a"] * 200_000) + "]",
     "a long key with blanks": " . ".join(["a"] * 200_000) + " = 1",

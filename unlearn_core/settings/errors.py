@@ -50,9 +50,15 @@ class ConfigError(ValueError):
 
     def worded(self, name: Callable[[str], str]) -> str:
         """The sentence, where settings have other names than in the run file. `name`: path -> name."""
-        settings = " and ".join(f"{name(path)} is {written(value)}" for path, value in self.settings.items())
+        settings = " and ".join(f"{_shown(name(path))} is {written(value)}" for path, value in self.settings.items())
         sentences = (f"{settings}: {self.reason}" if settings else self.reason, self._way_out(name))
         return " ".join(s if s.endswith((".", "?")) else f"{s}." for s in sentences if s)
+
+
+def _shown(path: str) -> str:
+    """A setting's place on one line, shortened: the keys of a run file can be any texts."""
+    text = " ".join(path.split()) if "\n" in path or "\r" in path else path
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[: SHOWN_CHARACTERS - 3]}..."
 
 
 def written(value: object) -> str:
