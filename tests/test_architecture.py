@@ -218,7 +218,7 @@ OUTSIDE = {  # private names of others that have no public counterpart -> in whi
         "unlearn_core/corpus/target.py",
         "re has no public parser, which reads a pattern's literals",
     ),
-    "_exit": ("tests/faults/", "os has no other end for a process that was forked"),
+    "_exit": ("tests/faults/", "the end of a forked process, which must not do what is its parent's to do"),
     "_forward_hooks": ("tests/", "torch has no public list of a module's hooks"),
     "_backward_hooks": ("tests/", "torch has no public list of a parameter's hooks"),
     "_forward_pre_hooks": ("tests/", "torch has no public list of a module's hooks"),
