@@ -340,7 +340,8 @@ def test_a_chat_is_one_document_for_every_answer(tmp_path):
     turns = tuple(Turn(role, text) for role, text in chat if role != "tool")
     assert [document.turns for document in docs] == [turns[:3], turns] * 2
     assert docs[0].text == "Be kind.\nHi\nHello" and docs[0].place == "row 1"
-    assert report.notes == {"chats.jsonl: rows without text, skipped": 1}
+    left_out = "chats.jsonl: turns of tools, of unknown roles or without text, left out"
+    assert report.notes == {"chats.jsonl: rows without text, skipped": 1, left_out: 2}
 
 
 def test_rows_that_are_no_json_or_empty_are_skipped_and_counted(tmp_path):

@@ -211,7 +211,8 @@ def test_an_export_has_the_model_and_nothing_that_only_a_run_needs(tiny, tmp_pat
     store = RunStore(tmp_path / "home")
     facts = {"target": "zorblatt", "method": "grad_ascent", "provenance": {}, "seed": 0}
     run_id = store.create_run(name="whole", prompts=[], config=run.config.to_dict(), **facts)
-    checkpoint = store.save_checkpoint(run_id, 1, True, lambda folder: run.save(folder, whole=True))
+    checkpoint = store.write_checkpoint(run_id, 1, True, lambda folder: run.save(folder, whole=True), "somewhere:1:x")
+    store.place_checkpoint(checkpoint, "somewhere:1:x")
     store.append_step(run_id, 1, points={}, checkpoint=checkpoint)
     written = export_run(store, run_id, tmp_path / "out")
     assert [path.name for path in written] == ["points.csv", "responses.csv", "run.json", "model"]
