@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from storage import RunStore
 
 FOLD_WORDS = 80
-HEIGHT = 300  # of the chart: here it is the map, not the territory
+HEIGHT = 320  # of the chart: here it is the map, not the territory
 
 
 def wanted(store: RunStore) -> list[tuple[str, int]]:

@@ -63,7 +63,7 @@ def layout(window: tuple[int, int], log: bool, ranges: tuple[list[float], list[f
         "zeroline": False,
         "tickfont": {"color": "@quiet", "size": 11},
         "fixedrange": True,
-        "nticks": 5 if height > 300 else 3,
+        "nticks": 5 if height > 350 else 3,
     }
     scale = "log" if log else "linear"
     upper: dict[str, Any] = {**axis, "domain": list(TOP), "range": ranges[0], "type": scale}

@@ -38,7 +38,7 @@ class UploadLimit:
             await self.app(scope, receive, send)
             return
         lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
-        if len(lengths) != 1 or not lengths[0].isdecimal():
+        if len(lengths) != 1 or not lengths[0].isdigit():
             await _refuse(LENGTH_REQUIRED, b"An upload has to say how long it is.\n", send)
             return
         length = int(lengths[0][:18])

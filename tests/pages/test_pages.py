@@ -125,6 +125,8 @@ def fill(
             if whole:
                 (folder / "state.json").write_text("{}")
 
+        checkpoint = store.write_checkpoint(run_id, step, step == steps, save, "somewhere:1:x")
+        store.place_checkpoint(checkpoint, "somewhere:1:x")
         store.append_step(
             run_id,
             step,
@@ -140,7 +142,7 @@ def fill(
             },
             responses=said,
             events=[("baseline", levels), ("started", {})] if step == 0 else [],
-            checkpoint=store.save_checkpoint(run_id, step, step == steps, save),
+            checkpoint=checkpoint,
             status=status,
             status_reason=reason,
         )

@@ -179,7 +179,7 @@ def with_everything(steps: int = 30, estimated: bool = True) -> View:
     return made
 
 
-@pytest.mark.parametrize("height", [430, 300])
+@pytest.mark.parametrize("height", [430, 320])
 @pytest.mark.parametrize("zoom", [None, (5, 20)])
 def test_no_label_of_the_chart_lies_on_a_curve_or_on_another_label(height: int, zoom: tuple[int, int] | None) -> None:
     layout = chart.figure(with_everything(), chart.Look(zoom=zoom), [(13, "step 13")], height)["layout"]
