@@ -448,7 +448,7 @@ def test_a_choice_outlives_a_visit_to_other_pages(app: AppTest, tmp_path: Path) 
     assert app.checkbox(key="card_whole_word").value is False
 
 
-def test_a_run_that_is_there_is_filled_into_the_card_whole(app: AppTest) -> None:
+def test_forget_this_on_a_run_that_is_there_begins_one_like_it(app: AppTest) -> None:
     store = process.objects["store"]
     run_id = begin(store, "earlier")
     fill(store, run_id, 2, status="stopped")
@@ -459,7 +459,10 @@ def test_a_run_that_is_there_is_filled_into_the_card_whole(app: AppTest) -> None
     answer(store, facts())
     app.run()
     button(app, "forget_this").click().run()
-    assert app.session_state["card_word"] == TARGET and "card_ticket" in app.session_state
+    again = next(run for run in store.runs() if run["id"] != run_id)
+    assert not app.exception and again["status"] == "queued" and again["target"] == TARGET
+    earlier = store.run(run_id)
+    assert earlier is not None and again["config"]["method"] == earlier["config"]["method"]
 
 
 def test_a_reload_brings_back_what_was_chosen(store: RunStore, tmp_path: Path) -> None:

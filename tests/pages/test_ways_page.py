@@ -17,7 +17,7 @@ from pages.setup.draft import UNTOUCHED, base, own_method, with_method
 from pages.setup.session import METHOD
 from storage import RunStore
 from tests.pages.test_data_page import write
-from tests.pages.test_pages import CutOff, app, begin, button, fill, opened, shown  # noqa: F401
+from tests.pages.test_pages import CutOff, app, begin, button, fill, opened, shown, table_of  # noqa: F401
 from unlearn_core.methods import METHODS
 from unlearn_core.settings.compatibility import refusals, settle, with_values
 from unlearn_core.settings.errors import ConfigError
@@ -284,7 +284,7 @@ def test_new_run_like_this_fills_the_card(app: AppTest, tmp_path: Path) -> None:
         name="x", target=TARGET, method="npo", config=plain, provenance={}, seed=0, prompts=plain["prompts"]
     )
     app.switch_page("pages/runs.py").run()
-    assert not app.exception and app.dataframe[0].value["method"][0] == METHODS["npo"].facts.label
+    assert not app.exception and table_of(app)[0]["method"][0] == METHODS["npo"].facts.label
     button(app, "run_again").click().run()
     assert not app.exception and app.selectbox(key=METHOD).value == "npo"
     assert app.number_input(key=RATE).value == 3e-4
