@@ -11,6 +11,7 @@ from pages.shared.format import duration, size, step_time, three
 from terminal.facts import find, summary, title
 from terminal.text import FORGET, BadInput, answer, change, coloured, indented, marked, plain, table
 from unlearn_core.metrics import METRICS, budgeted, budgeted_set
+from unlearn_core.training.milestones import is_asked
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -172,7 +173,7 @@ def answers_at(store: RunStore, run_id: str, step: int) -> dict[str, dict[str, A
     where it was answered at that very step; it stands in no slot.
     """
     prompts = store.prompts(run_id)
-    asked = {prompt["id"] for prompt in prompts if _is_asked(prompt, step)}
+    asked = {prompt["id"] for prompt in prompts if is_asked(prompt, step)}
     newest: dict[int, dict[str, Any]] = {}
     at = store.answered_step(run_id, step)
     while at is not None and not (newest and asked <= newest.keys()):
@@ -190,10 +191,6 @@ def answers_at(store: RunStore, run_id: str, step: int) -> dict[str, dict[str, A
             facts = {"prompt": prompt["text"], "role": prompt["role"], "slot": slot, "text": row["text"]}
             answers[prompt["text"]] = {**facts, "answered_at": row["step"]}
     return answers
-
-
-def _is_asked(prompt: Mapping[str, Any], step: int) -> bool:
-    return bool(prompt["from_step"] <= step and (prompt["to_step"] is None or step < prompt["to_step"]))
 
 
 def _compared(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pages.run import story
 from pages.run.readings import Readings
 from unlearn_core.methods import METHODS
 from unlearn_core.metrics import LOSS, METRICS, SETS, budgeted, budgeted_set
-from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, milestones
+from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, is_asked, milestones
 from unlearn_core.world import topic_of
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class View:
 
     def asked_at(self, step: int) -> list[dict[str, Any]]:
         """The wordings that are asked at `step`."""
-        return [p for p in self.prompts if p["from_step"] <= step and (p["to_step"] is None or step < p["to_step"])]
+        return [prompt for prompt in self.prompts if is_asked(prompt, step)]
 
     def answer(self, prompt_id: int, step: int) -> dict[str, Any] | None:
         """The newest answer to this wording at or before `step`."""

@@ -222,6 +222,11 @@ def _relapses(course: Course, asked: Mapping[int, Mapping[int, tuple[str, ...]]]
             was_forgotten[id] = not named
 
 
+def is_asked(prompt: Mapping[str, Any], step: int) -> bool:
+    """Whether a wording is one of the run's questions at `step`. `prompt`: its row in the store."""
+    return bool(prompt["from_step"] <= step and (prompt["to_step"] is None or step < prompt["to_step"]))
+
+
 def course_of(
     numbers: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     prompts: Iterable[Mapping[str, Any]],
@@ -250,7 +255,7 @@ def course_of(
             continue
         if step == 0:
             before[prompt["id"]] = row["text"]
-        if prompt["from_step"] <= step and (prompt["to_step"] is None or step < prompt["to_step"]):
+        if is_asked(prompt, step):
             answers.setdefault(step, {})[prompt["id"]] = row["text"]
     questions = {
         id: Question(wordings[id]["text"], text, stand_ins.get(wordings[id]["text"], ""))
