@@ -13,6 +13,7 @@ from unlearn_core.corpus.counterfactual import Counterfactuals
 from unlearn_core.corpus.folding import INVISIBLE, Folding
 from unlearn_core.corpus.scan import scan_corpus
 from unlearn_core.corpus.target import Target
+from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.run_config import RunConfig
 from unlearn_core.settings.sections import DataSettings
 
@@ -41,6 +42,14 @@ def matches(text: str, wanted: str, **more: Any) -> list[str]:
             "Coca\u2011Cola Coca–Cola Coca-\n Cola CocaCola",
             ["Coca\u2011Cola", "Coca–Cola", "Coca-\n Cola"],
         ),
+        (
+            "supercali",
+            "su-\nper-\r\n cali Super\u00ad\ncali super‐\ncali su-\n\npercali super- \ncali",
+            ["su-\nper-\r\n cali", "Super\u00ad\ncali", "super‐\ncali"],
+        ),
+        ("Harry Potter", "Har-\nry\nPot-\n  ter", ["Har-\nry\nPot-\n  ter"]),
+        ("Straße", "Stra-\nße STRAS\u00ad\nSE", ["Stra-\nße", "STRAS\u00ad\nSE"]),
+        ("known", "a well-\nknown word", ["known"]),
         ("Straße", "STRASSE, Strasse, STRAẞE, straßen", ["STRASSE", "Strasse", "STRAẞE"]),
         ("strasse", "Straße", ["Straße"]),
         ("İzmir", "İZMİR izmir i\u0307zmir", ["İZMİR", "izmir", "i\u0307zmir"]),
@@ -66,7 +75,7 @@ def test_a_target_is_found_in_every_form_and_marked_in_the_text_as_it_is(wanted,
     [
         ("Straße", "STRASSE", {"ignore_case": False}),
         ("Mass", "Maß", {"ignore_case": False}),
-        ("Potter", "Potterhead pot-ter", {}),
+        ("Potter", "Potterhead pot-ter pot-\nterhead pot-\n3 4-\nter", {}),
         ("New York", "NewYork new-york", {}),
     ],
 )
@@ -113,6 +122,7 @@ def _ranges() -> list[tuple[int, int]]:
 FORMS = (
     NAME, "Professor O’Brien", "Professor\u00a0O'Brien", "Profes\u00adsor O'Brien", "Professor O'Bri\u200ben",
     "Professor  O'Brien", "professor\nO\u02bcBRIEN", "Pro\u2060fessor\u2009O´Brien",
+    "Professor O'Bri-\nen",
 )  # fmt: skip
 
 
@@ -157,8 +167,17 @@ def test_a_stand_in_takes_the_place_of_every_form_and_of_no_sign_beside_it(tiny)
     tokenizer = tiny.open("gptj", method={"name": "npo"}).context.tokenizer
     config = RunConfig.from_dict({"model": {"source": "somewhere"}, "data": {"target": "Harry Potter"}})
     made = Counterfactuals(config, tokenizer, 96)
-    text = "“Harry\u00a0Pot\u00adter’s hat, Harry\nPotter; \u00adHar\u00adry and _Potter_”"
+    text = "“Harry\u00a0Pot\u00adter’s hat, Harry\nPotter; \u00adHar\u00adry and _Potter_, Pot-\nter”"
     new, places = made.replaced(text, "Lorik Vane")
-    assert new == "“Lorik Vane’s hat, Lorik Vane; \u00adLorik and _Vane_”"
-    assert [new[a:b] for a, b in places] == ["Lorik Vane", "Lorik Vane", "Lorik", "Vane"]
+    assert new == "“Lorik Vane’s hat, Lorik Vane; \u00adLorik and _Vane_, Vane”"
+    assert [new[a:b] for a, b in places] == ["Lorik Vane", "Lorik Vane", "Lorik", "Vane", "Vane"]
     assert unicodedata.is_normalized("NFC", new)
+
+
+@pytest.mark.parametrize("name", ["Harry\u2060 Potter", "Har\u00adry\nPotter", "the HP of old"])
+def test_a_stand_in_with_the_target_in_any_form_is_refused(tiny, name):
+    tokenizer = tiny.open("gptj", method={"name": "npo"}).context.tokenizer
+    data = {"target": "Harry Potter", "spellings": ["HP"], "stand_ins": ["Lorik Vane", name]}
+    with pytest.raises(ConfigError, match="cannot stand for it") as refused:
+        Counterfactuals(RunConfig.from_dict({"model": {"source": "somewhere"}, "data": data}), tokenizer, 96)
+    assert refused.value.value == (name,)

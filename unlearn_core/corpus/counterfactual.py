@@ -86,7 +86,8 @@ class Counterfactuals:
     """Invents stand-ins for a target and puts them into windows.
 
     `texts`: what the run reads, in which no stand-in may be. `limit`: tokens of the model's context. Raises ConfigError
-    where the tokenizer cannot say which characters a token stands for.
+    where the tokenizer cannot say which characters a token stands for, and for stand-ins by hand that have the target
+    in them.
     """
 
     def __init__(
@@ -98,6 +99,9 @@ class Counterfactuals:
             raise ConfigError(reason, field="model.source", value=config.model.source, fix=fix)
         self.config, self.tokenizer, self.limit = config, tokenizer, limit
         self.target = Target(config.data)
+        if unfit := tuple(name for name in config.data.stand_ins if self.target.find(self.target.normal(name))):
+            reason, fix = "a name with the target in it cannot stand for it", "Write others"
+            raise ConfigError(reason, field="data.stand_ins", value=unfit, fix=fix)
         read = list(texts)
         self.name = self._usual(read) if self.target.is_pattern else self.target.name
         words = words_of(self.name)

@@ -15,6 +15,9 @@ INVISIBLE = (
 )
 BREAKS = "\u200b\u200c"  # invisible too, but between two words as often as inside one
 DOT = "\u0307"  # behind an i: what lower-casing İ leaves
+# A word that goes on in the next line.
+DIVIDED = r"[-\u2010\u00ad](?<=[^\W\d_].)(?:\r\n?|\n)[^\S\r\n]*(?=[^\W\d_])"
+DIVIDED_BYTES = re.compile(rb"(?:-|\xe2\x80\x90|\xc2\xad)(?:\r\n?|\n)[ \t]*")
 TYPED = {
     "'": "‘’‚‛ʹʻʼʽˈ`´′‵＇\u1fef\ua78c",
     '"': "“”„‟″«»＂",
@@ -78,22 +81,27 @@ class Folding:
         self._dotted = "iIİı" if ignore_case else ""
         signs = "".join(self.table) + (DOT if ignore_case else "")
         self._signs = re.compile(f"[{INVISIBLE}{re.escape(signs)}]")
+        self._signs_or_divided = re.compile(f"{DIVIDED}|{self._signs.pattern}")
 
-    def fold(self, text: str, between: str = "") -> Folded:
-        """The text in plain signs. `between` stands in place of an invisible sign that may part two words."""
-        if text.isascii():
+    def fold(self, text: str, between: str = "", undivided: bool = False) -> Folded:
+        """The text in plain signs.
+
+        `between` stands in place of an invisible sign that may part two words; `undivided`: words that a hyphen
+        divides at the end of a line are whole.
+        """
+        if text.isascii() and not undivided:
             return Folded(text)
         pieces, changes, end, length = [], [], 0, 0
-        for match in self._signs.finditer(text):
+        for match in (self._signs_or_divided if undivided else self._signs).finditer(text):
             start, sign = match.start(), match.group()
             if sign == DOT and text[start - 1 : start] not in [*self._dotted]:
                 continue
             plain = between if sign in BREAKS else self.table.get(sign, "")
             pieces += [text[end:start], plain]
             length += start - end
-            if len(plain) != 1:
-                changes.append(Change(start, start + 1, length, length + len(plain)))
-            length, end = length + len(plain), start + 1
+            if len(plain) != len(sign):
+                changes.append(Change(start, match.end(), length, length + len(plain)))
+            length, end = length + len(plain), match.end()
         return Folded("".join([*pieces, text[end:]]), tuple(changes))
 
 

@@ -18,7 +18,7 @@ from unlearn_core.model.prompting import Turn
 from unlearn_core.settings.disk import clear_parts, written_beside
 from unlearn_core.settings.sections import DataSettings
 
-FORMAT = 3  # of what is cached; another number makes old files unread
+FORMAT = 4  # of what is cached; another number makes old files unread
 CONTENTS = "contents.json"
 
 

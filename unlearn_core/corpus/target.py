@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import regex
 
-from unlearn_core.corpus.folding import BREAKS, BytesFolding, Folded, Folding
+from unlearn_core.corpus.folding import BREAKS, DIVIDED, DIVIDED_BYTES, BytesFolding, Folded, Folding
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import DataSettings
 
@@ -31,6 +31,7 @@ AFTER, BEFORE = rf"(?!_*{SPACED})", rf"(?<!{SPACED}_*)"
 PREFIXES = "[ובהלכמש]{0,4}|[وف]?[بكلس]?(?:ال|ل)?"
 WITH_PREFIXES = r"[\u0590-\u06ff]"
 TONOS = re.compile(r"(?<=[\u0370-\u03ff\u0308])\u0301")
+DIVIDED_WORD = re.compile(DIVIDED)
 VARIED = re.compile(r"[\s'\"`-]+")  # signs that a text may have in other forms, so that they are in no literal
 SECONDS_A_TEXT = 0.8  # the longest that a pattern may think about one text; of a long one, about a word
 SECONDS_TO_JUDGE, SLOWEST = 1.0, 200_000  # after so many seconds it must have read so many characters in each
@@ -109,12 +110,15 @@ class Target:
 
         It is searched in plain signs (see `folding`); for a pattern, which may ask for others, as it is, too.
         """
-        if text.isascii():
+        divided = ("-\n" in text or "-\r" in text or not text.isascii()) and DIVIDED_WORD.search(text)
+        if text.isascii() and not divided:
             return self._spans(text)
         forms = [Folded(text)] if self.is_pattern else []
         forms.append(self.folding.fold(text))
         if any(sign in text for sign in BREAKS):
             forms.append(self.folding.fold(text, between=" "))
+        if divided:
+            forms.append(self.folding.fold(text, undivided=True))
         every = {form.span(*span) for form in dict.fromkeys(forms) for span in self._spans(form.text)}
         spans: list[tuple[int, int]] = []
         for start, end in sorted(every, key=lambda span: (span[0], -span[1])):
@@ -190,11 +194,14 @@ class Target:
             return True
         if any(wanted.search(raw) for wanted in filters):
             return True
+        undivided = DIVIDED_BYTES.sub(b"", raw)
+        if len(undivided) < len(raw) and any(wanted.search(undivided) for wanted in filters):
+            return True
         if raw.isascii():
             return False
         if self.form == "NFKC":
             return True
-        folded = self._bytes_folding.fold(raw)
+        folded = self._bytes_folding.fold(undivided)
         return folded is not None and any(wanted.search(folded) for wanted in filters)
 
     def may_hold(self, document: Document, raw: bytes) -> bool:
