@@ -56,12 +56,16 @@ class Events(Connection):
             )
             return self.decoded(rows, ("payload",))[::-1]
 
-    def acknowledge(self, command_id: int) -> bool:
-        """Acknowledge a command; True for the first caller, so that two workers never both run it."""
+    def acknowledge(self, command_id: int, owner: str | None = None) -> bool:
+        """Acknowledge a command; True for the first caller, so that two workers never both run it.
+
+        `owner`: the driver that does it.
+        """
         with self.write() as conn:
             self._must_exist(conn, command_id)
             cursor = conn.execute(
-                "UPDATE commands SET acknowledged_at = ? WHERE id = ? AND acknowledged_at IS NULL", (now(), command_id)
+                "UPDATE commands SET acknowledged_at = ?, acknowledged_by = ? WHERE id = ? AND acknowledged_at IS NULL",
+                (now(), owner, command_id),
             )
             return cursor.rowcount == 1
 

@@ -12,6 +12,7 @@ from storage.connection import Connection, StoreError, now
 from storage.events import insert_event
 
 DRIVEN = ("loading", "baseline", "running", "paused")
+DRIVER_GONE = "The program that was to do it ended before it was done."
 LEASE_SECONDS = 60.0  # of a driver of another host: so long after its last heartbeat, with clocks that may differ
 
 
@@ -101,6 +102,23 @@ class Leases(Connection):
                 "UPDATE runs SET lease_owner = NULL, lease_until = NULL WHERE id = ? AND lease_owner = ?",
                 (run_id, owner),
             )
+
+    def refuse_abandoned(self) -> list[int]:
+        """Refuse the commands whose driver, one of this host, is gone before it was through; returns their ids."""
+        wanted = (
+            "SELECT id, acknowledged_by FROM commands WHERE done_at IS NULL AND acknowledged_by IS NOT NULL ORDER BY id"
+        )
+        with self.read() as conn:
+            rows = conn.execute(wanted).fetchall()
+        refused = [command_id for command_id, owner in rows if drivers.lives(owner, 0.0) is False]
+        if not refused:
+            return []
+        with self.write() as conn:
+            conn.executemany(
+                "UPDATE commands SET done_at = ?, error = ?, code = 'driver_gone' WHERE id = ? AND done_at IS NULL",
+                [(now(), DRIVER_GONE, command_id) for command_id in refused],
+            )
+        return refused
 
     def interrupt_abandoned(self) -> list[str]:
         """Mark the runs whose driver is gone as interrupted, with an event; returns their ids."""

@@ -126,6 +126,12 @@ def values_by_name(db: Database) -> None:
     db.execute("CREATE INDEX points_by_name ON points (run_id, name, step, value)")
 
 
+@MIGRATIONS(name="008_acknowledged_by")
+def acknowledged_by(db: Database) -> None:
+    """Which driver does a command, so that one whose driver has died is not waited for."""
+    db.execute("ALTER TABLE commands ADD COLUMN acknowledged_by TEXT")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

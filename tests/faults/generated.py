@@ -273,7 +273,7 @@ class Desk:
             self._keep_alive()
         number = self.store.request(self.runs[of], kind, payload)
         if of == "none" and kind == "windows":
-            carry_out(self.store, self._command(number), self.preview.preview)
+            carry_out(self.store, self._command(number), self.preview.preview, self.preview.owner)
         elif of == "none" and kind != "ask":
             self.store.finish(number)  # what nobody takes here
         return self._answered(number)

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.scripted import Session, ask, at_step, kinds, new_run, reaches, until, verdict
+from unlearn_core.running import worker
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +93,22 @@ def test_a_command_that_a_dead_program_had_begun_is_answered(store, script, work
     reaches(store, run_id, "finished")
     command = store.commands(run_id)[0]
     assert "ended before it was done" in command["error"] and command["code"] == "driver_gone"
+
+
+@pytest.mark.parametrize(("kind", "payload"), [("ask", {"prompts": ["Who?"]}), ("windows", {"config": {}})])
+def test_a_question_that_a_dead_program_had_begun_is_answered_and_one_that_a_live_one_does_is_left_to_it(
+    store, work, kind, payload, monkeypatch
+):
+    monkeypatch.setattr(worker, "HEARTBEAT_SECONDS", 0.02)
+    left, being_done = store.request(None, kind, payload), store.request(None, kind, payload)
+    dead = subprocess.run([sys.executable, "-c", "from storage import drivers; print(drivers.new_owner())"],
+                          cwd=ROOT, capture_output=True, text=True, check=True)  # fmt: skip
+    assert store.acknowledge(left, dead.stdout.strip()) and store.acknowledge(being_done, store.new_owner())
+    work()
+    closed, waiting = until(lambda: (both := store.commands(None))[0]["done_at"] and both)
+    assert closed["id"] == left and "ended before it was done" in closed["error"] and closed["code"] == "driver_gone"
+    assert waiting["done_at"] is None
+    store.finish(being_done)
 
 
 # ---------------------------------------------------------------------------------------------- things that fail

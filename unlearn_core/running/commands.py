@@ -28,10 +28,12 @@ class Refused(Exception):
         self.code, self.reason = code, reason
 
 
-def carry_out(store: Store, command: Row, act: Callable[[Row], None], owned: Owned = nullcontext) -> None:
-    """Acknowledges the command, lets `act` do it, and writes down how that ended; both inside `owned`."""
+def carry_out(
+    store: Store, command: Row, act: Callable[[Row], None], owner: str, owned: Owned = nullcontext
+) -> None:
+    """Acknowledges the command as `owner`'s, lets `act` do it, and writes down how it ended; both inside `owned`."""
     with owned():
-        if not store.acknowledge(command["id"]):
+        if not store.acknowledge(command["id"], owner):
             return  # another process was first
     try:
         act(command)

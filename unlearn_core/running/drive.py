@@ -299,7 +299,8 @@ class Drive:
 
     def _serve(self) -> None:
         for command in self.store.commands(self.run_id, open_only=True):
-            carry_out(self.store, command, partial(COMMANDS.get(command["kind"], Drive.unknown), self), self._owned)
+            act = partial(COMMANDS.get(command["kind"], Drive.unknown), self)
+            carry_out(self.store, command, act, self.host.owner, self._owned)
             if self.ended:
                 return
         self.host.serve_others()

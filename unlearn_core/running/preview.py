@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 PROGRESS_SECONDS = 1.0
-SILENT_SECONDS = 60.0  # a preview that reported nothing for so long belongs to a process that is gone
+SILENT_SECONDS = 60.0  # a preview that reported nothing for so long belongs to a process of another host that is gone
 FOLDER = "windows"
 FILES = 20  # of earlier previews that stay
 
@@ -32,6 +32,7 @@ class PreviewThread:
 
     def __init__(self, store: Store, inspect: Inspect) -> None:
         self.store, self.inspect = store, inspect
+        self.owner = store.new_owner()
         self._reports: dict[int, tuple[int, float]] = {}  # preview of another process -> how many, and since when so
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="lethe-preview", daemon=True)
@@ -43,6 +44,7 @@ class PreviewThread:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
+        self.store.retire(self.owner)
 
     @property
     def alive(self) -> bool:
@@ -55,7 +57,7 @@ class PreviewThread:
                     if command["acknowledged_at"]:
                         self._close_silent(command)
                     else:
-                        carry_out(self.store, command, self.preview)
+                        carry_out(self.store, command, self.preview, self.owner)
                 for command in self._open("cancel"):  # of a preview that has ended already
                     self.store.finish(command["id"])
             except Exception:

@@ -72,6 +72,7 @@ class Worker:
                 held = self.store.heartbeat(self.owner, LEASE_SECONDS)
                 if drive and drive.run_id not in held and not drive.ended:
                     drive.lost = True  # this process stood still for longer than the lease, and another took it over
+                self.store.refuse_abandoned()
             except self.store.Error as error:
                 log.error("the lease could not be renewed: %s", error)
             except Exception:
@@ -124,7 +125,7 @@ class Worker:
             run = self.store.run(command["run_id"])
             begun = run and run["status"] in RESUMABLE
             if run and (begun or run["status"] == "queued") and self._claim(run, ("queued", *RESUMABLE)):
-                if self.store.acknowledge(command["id"]):
+                if self.store.acknowledge(command["id"], self.owner):
                     self.store.finish(command["id"])
                 return run["id"], bool(begun)
         run = self.store.next_queued()
@@ -169,12 +170,14 @@ class Worker:
         if self.only:
             return
         for command in self.store.commands(open_only=True):
+            if command["acknowledged_at"]:
+                continue  # another process does it
             if command["run_id"] is None:
                 act = COMMANDS_WITHOUT_RUN.get(command["kind"])  # the preview thread has others
             else:
                 act = self._act_for_other(command)
             if act:
-                carry_out(self.store, command, partial(act, self))
+                carry_out(self.store, command, partial(act, self), self.owner)
 
     def _act_for_other(self, command: Row) -> Callable[[Worker, Row], None] | None:
         """What to do about a command of a run that is not live; None: it is another's, or its time will come."""
