@@ -43,6 +43,11 @@ def seals(folder: Path) -> tuple[Seal, Seal]:
     return Seal(sizes[0], whole.hexdigest()), Seal(sizes[1], rest.hexdigest())
 
 
+def adapter_bytes(folder: Path) -> int:
+    """The size of what stays of a checkpoint when it shrinks. Raises OSError."""
+    return sum(path.stat().st_size for path in files(folder) if not (path.parent == folder and path.name in STATE))
+
+
 def files(folder: Path) -> list[Path]:
     """The files of a checkpoint in the order in which they are hashed. Raises OSError where one is a link."""
     paths: list[Path] = []

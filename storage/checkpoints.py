@@ -123,11 +123,13 @@ class Checkpoints(Connection):
         for row in rows:
             values = {"id": checkpoint_id, "bytes": row["bytes"], "adapter_sha256": row.get("adapter_sha256")}
             with suppress(OSError, StoreError):
-                whole, adapter = checkpoint_files.seals(self.checkpoint_folder(row))
-                values["bytes"] = adapter.bytes
-                # Of a checkpoint that is damaged already, the damage must not become what it should be.
-                right = _has_its_adapter(row, whole, adapter)
-                values["adapter_sha256"] = row.get("adapter_sha256") or (adapter.sha256 if right else row["sha256"])
+                folder = self.checkpoint_folder(row)
+                values["bytes"] = checkpoint_files.adapter_bytes(folder)
+                if not values["adapter_sha256"]:  # of a store before 0.4
+                    whole, adapter = checkpoint_files.seals(folder)
+                    # Of a checkpoint that is damaged already, the damage must not become what it should be.
+                    right = _has_its_adapter(row, whole, adapter)
+                    values["adapter_sha256"] = adapter.sha256 if right else row["sha256"]
             with self.write() as conn:
                 changes = "complete = 0, bytes = :bytes, adapter_sha256 = :adapter_sha256"
                 conn.execute(f"UPDATE checkpoints SET {changes} WHERE id = :id", values)
@@ -142,8 +144,11 @@ class Checkpoints(Connection):
                 if folder.parent == own and own.parent == within(self.home, FOLDER):
                     remove(folder)
 
-    def tidy_checkpoints(self, run_id: str) -> None:
-        """Removes what was replaced, and what a driver that has died left half written. For who holds the run."""
+    def tidy_checkpoints(self, run_id: str, after_a_driver: bool = False) -> None:
+        """Removes what was replaced, and what is half written. For who holds the run.
+
+        `after_a_driver`: one that may have died between a checkpoint's row and its files, so that some did not shrink.
+        """
         rows = {Path(row["path"]).name: row for row in self.checkpoints(run_id)}
 
         def is_right(folder: Path, name: str) -> bool:
@@ -155,7 +160,7 @@ class Checkpoints(Connection):
         with suppress(Outside, OSError):
             folder = within(self.home, f"{FOLDER}/{run_id}")
             checkpoint_files.settle(folder, is_right)
-            for name in (name for name, row in rows.items() if not row["complete"]):
+            for name in (name for name, row in rows.items() if after_a_driver and not row["complete"]):
                 with suppress(Outside):
                     checkpoint_files.shrink(within(folder, name))
 

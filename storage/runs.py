@@ -155,7 +155,7 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
         """As of the leases; what the drivers that are gone have left half written is removed."""
         interrupted = super().interrupt_abandoned()
         for run_id in interrupted:
-            self.tidy_checkpoints(run_id)
+            self.tidy_checkpoints(run_id, after_a_driver=True)
         return interrupted
 
     def set_provenance(self, run_id: str, provenance: Mapping[str, Any]) -> None:

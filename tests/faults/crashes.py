@@ -98,7 +98,7 @@ def while_saving(home: Path, out: Path, moment: int) -> bool:
         return ended
     run_id, acknowledged = told[0], told[-1] if len(told) > 1 else -1
     store = RunStore(home)
-    store.tidy_checkpoints(run_id)
+    store.tidy_checkpoints(run_id, after_a_driver=True)
     rows = store.checkpoints(run_id)
     assert store.run(run_id) is not None and max((row["step"] for row in rows), default=-1) >= acknowledged
     for row in rows:

@@ -18,7 +18,7 @@ from unlearn_core.model import gguf
 from unlearn_core.model.adapters import adapter_settings, with_adapter
 from unlearn_core.model.gguf_header import claimed_beyond
 from unlearn_core.model.loading import folder_of, load_base, open_tokenizer, tokenizer_and_limit
-from unlearn_core.model.written import growth
+from unlearn_core.model.written import endless_pattern, growth
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import LoraSettings, ModelSettings
 
@@ -119,6 +119,30 @@ def test_a_tokenizer_that_makes_a_book_of_a_letter_is_refused(model) -> None:
     edit(path, normalizer=None, decoder={"type": "Sequence", "decoders": [doubling] * 40})
     with refused("characters of one"):
         open_tokenizer(model)
+
+
+@pytest.mark.parametrize("pattern", ["(x+x+)+y", r"^(\w+\s?)*$", "(a+)+$"])
+def test_a_pattern_of_a_tokenizer_that_would_not_end_is_refused(model, pattern) -> None:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    edit(model / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [split]})
+    with refused("does not come to an end"):
+        open_tokenizer(model)
+
+
+# The patterns of GPT-2, Llama 3 and o200k, as their tokenizer.json have them.
+USUAL = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t)?|\p{N}{1,3}|\s*[\r\n/]+|\s+",
+)
+
+
+@pytest.mark.parametrize("pattern", USUAL)
+def test_the_patterns_of_usual_tokenizers_come_to_an_end(model, pattern) -> None:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    edit(model / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": [split]})
+    assert endless_pattern(model) == ""
 
 
 # --------------------------------------------------------------------------------------------------------- adapters

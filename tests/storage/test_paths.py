@@ -83,7 +83,7 @@ def test_no_reader_of_a_checkpoint_and_no_deletion_leaves_the_checkpoints(
     assert not (tmp_path / "out" / "adapter").exists() and not store.has_checkpoint(row)
     store.shrink_checkpoint(row["id"])
     store.remove_checkpoints(run_id, store.truncate_after(run_id, 1))
-    store.tidy_checkpoints(run_id)
+    store.tidy_checkpoints(run_id, after_a_driver=True)
     assert sorted(path.name for path in outside.iterdir()) == held
     assert (store.home / "cache").is_dir() and (store.home / "lethe.db").is_file()
     assert (store.home / "checkpoints" / run_id / "step-000001").is_dir()

@@ -26,8 +26,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unlearn_core.model import gguf, hub_cache, stored_weights
-from unlearn_core.model.written import MOST_GROWTH, WrittenTokenizer, growth
-from unlearn_core.settings.errors import ConfigError, first_line
+from unlearn_core.model.written import MOST_GROWTH, WrittenTokenizer, endless_pattern, growth
+from unlearn_core.settings.errors import ConfigError, first_line, written
 from unlearn_core.settings.home import cache_folder
 from unlearn_core.settings.report import Report, silent
 from unlearn_core.settings.sections import BUNDLED_MODELS, PACKAGED_MODELS, ModelSettings
@@ -269,14 +269,17 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     normalizer, the unknown token). Where the two cut a text differently, the file holds. Raises ConfigError where it
     cannot be had.
     """
-    if (folder / "tokenizer.json").is_file() and (times := growth(folder)) > MOST_GROWTH:
-        raise refused(str(folder), f"its tokenizer.json makes {times:.3g} characters of one")
+    if (folder / "tokenizer.json").is_file():
+        if (times := growth(folder)) > MOST_GROWTH:
+            raise refused(str(folder), f"its tokenizer.json makes {times:.3g} characters of one")
+        if pattern := endless_pattern(folder):
+            raise refused(str(folder), f"the pattern {written(pattern)} in its tokenizer.json does not come to an end")
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if (folder / "tokenizer.json").is_file():
-        written = WrittenTokenizer(folder)
-        if not tokenizer.is_fast or written.differs(tokenizer):
+        as_written = WrittenTokenizer(folder)
+        if not tokenizer.is_fast or as_written.differs(tokenizer):
             tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-            if text := written.differs(tokenizer):
+            if text := as_written.differs(tokenizer):
                 reason = f"transformers cuts {text!r} into other pieces than its tokenizer.json says"
                 raise refused(str(folder), f"{reason}: the file and tokenizer_config.json do not fit together")
     if tokenizer.pad_token_id is None:

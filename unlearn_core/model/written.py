@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +31,28 @@ PROBES = (
     "aaaaaaaaaaaaaaaaaaaaaaaa",
 )  # fmt: skip
 MOST_GROWTH = 1_000  # characters that a normalizer or a decoder may make of one
+PARTS = ("normalizer", "pre_tokenizer", "decoder")  # of a tokenizer.json, in which a pattern can be
+PATIENCE = 30.0  # seconds, where a process's computing cannot be limited
+# Patterns on what they are written with, many times over: a repetition inside a repetition doubles its time with each.
+# A dot a pattern that is begun with.
+SEARCHES = r"""
+import json, re, sys
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
+
+patterns = json.load(sys.stdin)
+try:
+    from resource import RLIMIT_CPU, RUSAGE_SELF, getrusage, setrlimit
+    setrlimit(RLIMIT_CPU, (int(getrusage(RUSAGE_SELF).ru_utime) + 2, -1))
+except ImportError:
+    pass
+for pattern in patterns:
+    print(".", end="", flush=True)
+    split = Split(Regex(pattern), "isolated")
+    for piece in sorted({*pattern, *"a1 \n.", *re.findall(r"[^\W_]{2,9}", pattern)})[:100]:
+        for end in ("", "!", "\0"):
+            split.pre_tokenize_str(piece * 40 + end)
+"""
 PIECES = 500  # of the vocabulary, evenly spread, that are tried as texts
 
 
@@ -36,7 +62,7 @@ def growth(folder: Path) -> float:
     Raises ValueError where the file is no JSON, RecursionError where it is nested too deeply.
     """
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return max((_growth(content.get(part)) for part in ("normalizer", "pre_tokenizer", "decoder")), default=1.0)
+    return max((_growth(content.get(part)) for part in PARTS), default=1.0)
 
 
 def _growth(step: Any) -> float:
@@ -49,6 +75,37 @@ def _growth(step: Any) -> float:
         found = str(pattern.get("String") or " ") if isinstance(pattern, dict) else " "
         factor *= max(1.0, len(str(step.get("content", ""))) / len(found))
     return factor
+
+
+def endless_pattern(folder: Path) -> str:
+    """A pattern in a tokenizer.json that does not come to an end on a short text; "" where there is none.
+
+    The engine of tokenizers gives up after ten million steps, which would end the thread that it is in. Raises as
+    `growth` does.
+    """
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return _endless(tuple(dict.fromkeys(_patterns([content.get(part) for part in PARTS]))))
+
+
+def _patterns(value: Any) -> Iterator[str]:
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _patterns(inner)
+    if isinstance(value, dict) and isinstance(value.get("Regex"), str):
+        yield value["Regex"]
+
+
+@cache
+def _endless(patterns: tuple[str, ...]) -> str:
+    """The first of them that does not end, as a process finds that is stopped then: a thread could not be."""
+    if not patterns:
+        return ""
+    command = [sys.executable, "-c", SEARCHES]
+    try:
+        done = subprocess.run(command, input=json.dumps(patterns).encode(), capture_output=True, timeout=PATIENCE)
+        ended, output = done.returncode == 0, done.stdout
+    except subprocess.TimeoutExpired as error:
+        ended, output = False, error.stdout or b""
+    return "" if ended else patterns[len(output) - 1] if output else ""
 
 
 class WrittenTokenizer:

@@ -28,9 +28,7 @@ class Refused(Exception):
         self.code, self.reason = code, reason
 
 
-def carry_out(
-    store: Store, command: Row, act: Callable[[Row], None], owner: str, owned: Owned = nullcontext
-) -> None:
+def carry_out(store: Store, command: Row, act: Callable[[Row], None], owner: str, owned: Owned = nullcontext) -> None:
     """Acknowledges the command as `owner`'s, lets `act` do it, and writes down how it ended; both inside `owned`."""
     with owned():
         if not store.acknowledge(command["id"], owner):

@@ -146,7 +146,7 @@ class Drive:
                 if command["acknowledged_at"]:
                     reason = "The program that was to do it ended before it was done."
                     self.store.finish(command["id"], reason, "driver_gone")
-            self.store.tidy_checkpoints(self.run_id)
+            self.store.tidy_checkpoints(self.run_id, after_a_driver=True)
 
     def _rewind(self, step: int) -> None:
         """Back to how things stood at `step`, inside a transaction: the files go before another can write new ones."""
