@@ -330,7 +330,7 @@ def make_parser() -> Parser:
     verbs = top.add_subparsers(metavar="VERB", required=True)
 
     def verb(act: Callable[..., int], help: str, *parents: Parser, store: str | None = None) -> argparse.ArgumentParser:
-        name = act.__name__
+        name = act.__name__.rstrip("_")
         added = verbs.add_parser(
             name, help=help, description=f"{help[0].upper()}{help[1:]}.", parents=[*parents, shared]
         )
@@ -344,6 +344,8 @@ def make_parser() -> Parser:
     verb(steer.pause, "pause a run after its current step", one, store="written")
     verb(steer.stop, "end a run after its current step, with a whole checkpoint", one, store="written")
     verb(steer.step, "take one step of a paused run", one, store="written")
+    turn = verb(steer.set_, "go on with other settings, from the next step on", one, store="written")
+    turn.add_argument("settings", nargs="+", metavar="SECTION.KEY=VALUE", help="such as optimizer.learning_rate=1e-4")
     edit = verb(steer.prompt, "ask something else from now on", one, store="written")
     edit.add_argument("--slot", type=int, metavar="N", help="the question it replaces (default: it is one more)")
     edit.add_argument("--text", required=True, metavar="T", help="the question; {target} stands for the word")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.run import answers, chart, controls, gauges, headline, next_steps, step_slider, story, view
+from pages.run import answers, chart, controls, gauges, headline, next_steps, settings, step_slider, story, view
 from pages.run.columns import step_in
 from pages.setup import first_card, knobs
 from pages.shared import banner, page
@@ -136,9 +137,11 @@ def draw_controls(
         step_slider.draw(run, step, _choose)
 
 
-def draw_chart(run: view.View, step: int) -> None:
+def draw_chart(run: view.View, step: int, why: str | None, change: settings.Change) -> None:
+    """`why`: the reason why no setting can change now."""
     with st.container(horizontal=True, vertical_alignment="center", key="chart_head"):
         st.html("<h2 class='over'>losses</h2>", width="stretch")
+        settings.draw(run, why, change)
         with st.popover("view", type="tertiary", key="chart_view"):
             st.toggle("logarithmic", key="log", bind="query-params")
             st.slider("smoothing", 0.0, 0.95, 0.0, 0.05, key="smooth", bind="query-params")
@@ -211,7 +214,7 @@ def draw_run(store: RunStore, run_id: str) -> bool:
         reason = controls.reasons(run, page.read_only(store))["prompt"]
         answers.draw(run, step, "answers", reason, partial(_ask, store, run.id))
     with right:
-        draw_chart(run, step)
+        draw_chart(run, step, controls.reasons(run, page.read_only(store))["set"], partial(_change, store, run.id))
         gauges.draw(run, step)
         gauges.explain(run)
     return tick_of(run) == st.session_state.get("tick")
@@ -229,6 +232,10 @@ def _ask(store: RunStore, run_id: str, question: dict[str, Any]) -> None:
     payload = {"slot": question.get("slot"), "role": question.get("role") or "free", "text": str(question["text"])}
     if page.attempt(store.request, run_id, "prompt", payload):
         _follow()  # it is answered at the newest step, and seen there
+
+
+def _change(store: RunStore, run_id: str, wanted: Mapping[str, Any]) -> None:
+    page.attempt(store.request, run_id, "set", {"set": dict(wanted)})
 
 
 def _new() -> None:

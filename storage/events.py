@@ -69,15 +69,20 @@ class Events(Connection):
             )
             return cursor.rowcount == 1
 
-    def finish(self, command_id: int, error: str | None = None, code: str | None = None) -> None:
-        """Mark the command as done, or refused with `error` (a sentence) and `code` (a word); the first one stands."""
+    def finish(
+        self, command_id: int, error: str | None = None, code: str | None = None, step: int | None = None
+    ) -> None:
+        """Mark the command as done, or refused with `error` (a sentence) and `code` (a word); the first one stands.
+
+        `step`: at which it took effect.
+        """
         at = now()
         with self.write() as conn:
             self._must_exist(conn, command_id)
             conn.execute(
-                "UPDATE commands SET acknowledged_at = coalesce(acknowledged_at, ?), done_at = ?, error = ?, code = ?"
-                " WHERE id = ? AND done_at IS NULL",
-                (at, at, error, code, command_id),
+                "UPDATE commands SET acknowledged_at = coalesce(acknowledged_at, ?), done_at = ?, error = ?, code = ?,"
+                " step = ? WHERE id = ? AND done_at IS NULL",
+                (at, at, error, code, step, command_id),
             )
 
     @staticmethod

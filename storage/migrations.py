@@ -132,6 +132,12 @@ def acknowledged_by(db: Database) -> None:
     db.execute("ALTER TABLE commands ADD COLUMN acknowledged_by TEXT")
 
 
+@MIGRATIONS(name="009_command_steps")
+def command_steps(db: Database) -> None:
+    """The step at which a command took effect."""
+    db.execute("ALTER TABLE commands ADD COLUMN step INTEGER")
+
+
 def version_of(db: Database) -> str:
     """The number of the last migration that this file has seen: "001"; "000" when it has seen none."""
     applied = MIGRATIONS.applied(db)

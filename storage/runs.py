@@ -165,6 +165,11 @@ class RunStore(Leases, Steps, Prompts, Events, Checkpoints):
             merged = {**json.loads(row[0] if row else "{}"), **provenance}
             _update(conn, run_id, provenance=encode(merged), updated_at=now())
 
+    def set_config(self, run_id: str, config: Mapping[str, Any]) -> None:
+        """The run goes on with other settings."""
+        with self.write() as conn:
+            _update(conn, run_id, config=encode(config), updated_at=now())
+
     def rename(self, run_id: str, name: str) -> None:
         """Give the run another name."""
         with self.write() as conn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pages.shared.standing import standing_of
 from terminal.text import BadInput, plain
+from unlearn_core.settings.run_config import settings_at
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -59,7 +60,7 @@ def summary(store: RunStore, run_id: str, run: Mapping[str, Any] | None = None) 
         "reason": run["status_reason"],
         "preset": run["config"]["preset"],
         "step": run["last_step"],
-        "steps": run["config"]["schedule"]["steps"],
+        "steps": settings_at(run["config"], run["last_step"] + 1)["schedule"]["steps"],
         "milestones": asdict(standing.milestones),
         "baseline": standing.first,
         "points": standing.last,

@@ -21,6 +21,7 @@ SHOWN_EVENTS = (
     "checkpoint_damaged",
     "resumed",
     "prompt_edited",
+    "changed",
     "not_finite",
     "failed",
     "interrupted",
@@ -72,7 +73,9 @@ def _shown(facts: Mapping[str, Any]) -> Iterator[str]:
     yield from _milestones(facts["milestones"], budgeted_set(facts["baseline"]))
     yield from _numbers(facts["baseline"], facts["points"], ("before", "now"))
     for event in (event for event in facts["events"] if event["kind"] in SHOWN_EVENTS):
-        words = next((event["payload"][key] for key in ("sentence", "new", "name") if key in event["payload"]), "")
+        payload = event["payload"]
+        values = ", ".join(f"{path} = {value}" for path, value in payload.get("set", {}).items())
+        words = next((payload[key] for key in ("sentence", "new", "name") if key in payload), values)
         yield f"step {event['step']}  {event['kind'].replace('_', ' ')}  {plain(words)}".rstrip()
     for entry in facts["answers"]:
         yield ""

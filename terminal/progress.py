@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pages.shared.format import duration, size, step_time
 from terminal.text import losses, plain
 from unlearn_core.metrics import SETS
+from unlearn_core.settings.run_config import settings_at
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -113,13 +114,17 @@ class Follower:
             self.line.say(" ".join([f"step {step}: goes on.", payload.get("sentence", "")]).rstrip())
         elif kind == "prompt_edited":
             self.line.say(f"step {step}: slot {payload['slot']} now asks “{payload['new']}”")
+        elif kind == "changed":
+            values = ", ".join(f"{path} = {value}" for path, value in payload["set"].items())
+            self.line.say(f"step {step}: the first with {values}")
         elif kind == "checkpoint_damaged":
             self.line.say(payload["sentence"])
         elif kind == "not_finite":
             self.line.say(f"step {step}: {payload['name']} is not a number ({payload['value']}).")
 
     def _progress(self) -> str:
-        step, steps = self.run["last_step"], self.run["config"]["schedule"]["steps"]
+        step = self.run["last_step"]
+        steps = settings_at(self.run["config"], step + 1)["schedule"]["steps"]
         now, first = self.store.last_points(self.run["id"]), self.store.first_points(self.run["id"])
         parts = [f"step {step}/{steps}"]
         self._paces.append((time.monotonic(), step))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from terminal.facts import driven, find, stopped, summary, title, way_on
 from terminal.text import BROKEN, BadInput, Broken, answer, say
-from unlearn_core.settings.run_config import check_prompt
+from unlearn_core.settings.changes import flat
+from unlearn_core.settings.run_config import RunConfig, check_prompt, with_settings
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -24,6 +25,28 @@ def pause(args: argparse.Namespace, store: RunStore) -> int:
 
 def step(args: argparse.Namespace, store: RunStore) -> int:
     return steer(args, store, find(store, args.run), "step", {})
+
+
+def set_(args: argparse.Namespace, store: RunStore) -> int:
+    """Of a run that nobody drives, what it goes on with is stored here."""
+    run, settings = find(store, args.run), flat(with_settings({}, args.settings))
+    if driven(run):
+        request(args, store, run, "set", {"set": settings})
+    else:
+        with store.write():  # behind the lock, so that no driver begins it in between
+            run = find(store, run["id"])
+            if driven(run):
+                raise BadInput(f"{title(run)} has just been taken up by a process; set it again.")
+            if run["status"] in ("finished", "failed"):
+                raise BadInput(f"{title(run)} is {run['status']}; nothing is taken with other settings.")
+            config = RunConfig.from_dict(run["config"]).changed(run["last_step"] + 1, settings)
+            store.set_config(run["id"], config.to_dict())
+    step = max(change["step"] for change in (store.run(run["id"]) or run)["config"]["changes"])
+    shown = ", ".join(f"{name} = {value}" for name, value in settings.items())
+    facts = summary(store, run["id"])
+    text = f"set: done. {title(run)} goes on with {shown} from step {step} on."
+    answer(args.json, {"command": "set", "state": "done", "from_step": step, "set": settings, "run": facts}, text)
+    return 0
 
 
 def stop(args: argparse.Namespace, store: RunStore) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from storage import RunStore, StoreError
@@ -36,6 +37,7 @@ class StepRecord:
     verdict: Verdict | None = None
     applied: bool = True
     measured: Mapping[str, Measurement] = field(default_factory=dict)
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,18 +85,32 @@ class Script:
         self.opened.append(config.get("label", ""))
         if self.open_error:
             raise self.open_error
-        return Session(self, config.get("label", ""))
+        return Session(self, config.get("label", ""), config)
 
 
 class Session:
     """Every number and answer follows from the step."""
 
-    def __init__(self, script: Script, label: str) -> None:
-        self.script, self.label, self.step_number = script, label, 0
+    def __init__(self, script: Script, label: str, config: Config) -> None:
+        self.script, self.label, self.step_number, self.config = script, label, 0, config
         self.judgement: Verdict | None = None
 
     def read_texts(self) -> None:
         pass
+
+    @property
+    def schedule(self) -> SimpleNamespace:
+        return SimpleNamespace(**self.config["schedule"])
+
+    def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Of the schedule alone, and at once."""
+        if unknown := [path for path in settings if not path.startswith("schedule.")]:
+            raise ValueError(f"{unknown[0]} cannot change.")
+        ours = {path.removeprefix("schedule."): value for path, value in settings.items()}
+        return {**self.config, "schedule": {**self.config["schedule"], **ours}}
+
+    def replan(self, config: Config) -> None:
+        self.config = config
 
     def same_base_model(self, method: str) -> bool:
         return True

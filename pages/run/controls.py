@@ -19,6 +19,7 @@ NAMES = {
     "resume": "Resume",
     "step": "Step once",
     "stop": "Stop",
+    "set": "Settings",
     "prompt": "Question",
     "probe": "Question to chosen steps",
     "checkpoint": "Checkpoint",
@@ -29,7 +30,7 @@ def reasons(view: View, read_only: str | None) -> dict[str, str | None]:
     """Per button: why it cannot be pressed now, None where it can."""
     status = view.status
     if read_only:
-        return dict.fromkeys(("pause", "resume", "step", "stop", "prompt"), read_only)
+        return dict.fromkeys(("pause", "resume", "step", "stop", "set", "prompt"), read_only)
     begun = "It has not begun yet." if status in BEFORE_STEP_ONE else None
     over = {"finished": "It has gone through all its steps.", "stopped": "It is stopped; resume it first."}.get(
         status, f"It is {status}; resume it first." if status in ("interrupted", "failed") else None
@@ -46,6 +47,7 @@ def reasons(view: View, read_only: str | None) -> dict[str, str | None]:
         "stop": over
         or aside
         or ("It is being loaded; it can be stopped in a moment." if status in ("loading", "baseline") else None),
+        "set": (begun and "Settings can be changed once step 1 has begun.") or over or aside,
         "prompt": (begun and "Questions can be changed once step 1 has begun.") or (over and f"{over} {ASK}") or aside,
     }
 
@@ -67,7 +69,7 @@ def outcome(commands: list[dict[str, Any]], other: dict[str, Any] | None = None)
     if command["error"]:
         return f"{name}: refused. {command['error']}"
     if command["done_at"]:
-        return f"{name}: done." if seconds_since(command["done_at"]) < SHOWN_SECONDS else ""
+        return f"{name}: {_done(command)}." if seconds_since(command["done_at"]) < SHOWN_SECONDS else ""
     if other:
         return f"{name}: asked. It waits for “{other['name']}”."
     if command["acknowledged_at"]:
@@ -75,6 +77,13 @@ def outcome(commands: list[dict[str, Any]], other: dict[str, Any] | None = None)
     if age > BUSY_SECONDS:
         return f"{name}: asked {duration(age)} ago. The worker is busy; it looks between two steps."
     return f"{name}: asked."
+
+
+def _done(command: dict[str, Any]) -> str:
+    step = command.get("step")
+    if step is None:
+        return "done"
+    return f"in force from step {step} on" if command["kind"] == "set" else f"done at step {step}"
 
 
 def open_kinds(commands: list[dict[str, Any]]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pages.run import settings
 from pages.run.panels import BOTTOM, ROW, TOP, line, note
 from pages.run.view import View
 from pages.shared.format import duration, percent
@@ -61,6 +62,7 @@ class Sign:
 
 SIGNS = {
     "prompt_edited": Sign("triangle-down", "@text", "question edited", "▼"),
+    "changed": Sign("pentagon", "@reference", "settings changed", "⬟"),
     "paused": Sign("line-ns-open", "@quiet", "pause", "❙"),
     "guard": Sign("diamond", "#E69F00", "guard", "◆"),
     "resumed": Sign("triangle-right", "@quiet", "resumed", "▶"),
@@ -134,6 +136,8 @@ def _words(event: dict[str, Any], events: list[dict[str, Any]]) -> str:
     if event["kind"] == "prompt_edited":
         new = _plain(payload.get("new"))
         return f"asked: {new}" if not payload.get("old") else f"was: {_plain(payload['old'])}<br>now: {new}"
+    if event["kind"] == "changed":
+        return f"settings: {_plain(settings.words(payload))}"
     if event["kind"] == "paused":
         later = next((other for other in events if other["id"] > event["id"] and other["kind"] == "resumed"), None)
         length = ""

@@ -17,6 +17,7 @@ from pages.run import story
 from pages.run.readings import Readings
 from unlearn_core.methods import METHODS
 from unlearn_core.metrics import LOSS, METRICS, SETS, budgeted, budgeted_set
+from unlearn_core.settings.run_config import settings_at
 from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, is_asked, milestones
 from unlearn_core.world import topic_of
 
@@ -68,7 +69,8 @@ class View:
 
     @property
     def total(self) -> int:
-        return max(int(self.run["config"].get("schedule", {}).get("steps", 0)), self.last_step, 1)
+        schedule = settings_at(self.run["config"], self.last_step + 1).get("schedule", {})
+        return max(int(schedule.get("steps", 0)), self.last_step, 1)
 
     @property
     def budget(self) -> float | None:

@@ -528,6 +528,37 @@ def test_pause_is_asked_once_and_the_page_says_what_became_of_it(store: RunStore
     assert "Pause: refused. It is the wrong moment." in shown(at)
 
 
+def test_a_setting_is_used_from_the_next_step_on_shown_with_its_step_and_undone_by_one_click(store: RunStore) -> None:
+    run_id = begin(store)
+    fill(store, run_id, 6)
+    at = opened("watch", store, run=run_id)
+
+    def rate() -> Any:
+        return next(field for field in at.number_input if (field.key or "").endswith("optimizer.learning_rate"))
+
+    was = rate().value
+    button(at, "run_settings_use").click().run()
+    assert not store.commands(run_id), "nothing was changed"
+    rate().set_value(2e-4)
+    button(at, "run_settings_use").click().run()
+    (command,) = store.commands(run_id)
+    assert (command["kind"], command["payload"]) == ("set", {"set": {"optimizer.learning_rate": 2e-4}})
+    store.set_config(
+        run_id, RunConfig.from_dict(store.run(run_id)["config"]).changed(7, command["payload"]["set"]).to_dict()
+    )
+    store.finish(command["id"], step=7)
+    at.run()
+    assert "Settings: in force from step 7 on." in shown(at) and "From step 7 on: learning rate 2e-4" in shown(at)
+    assert rate().value == 2e-4, "also where it was changed elsewhere"
+    before = {"optimizer.learning_rate": was}
+    events = [("changed", {"set": command["payload"]["set"], "before": before})]
+    store.append_step(run_id, 7, points={"forget_loss": 1.0}, events=events)
+    at.run()
+    assert "Step 7: learning rate" in shown(at) and "From step 7 on" not in shown(at)
+    next(b for b in at.button if (b.key or "").startswith("undo ")).click().run()
+    assert store.commands(run_id)[-1]["payload"] == {"set": before}
+
+
 def test_buttons_that_cannot_be_pressed_stay_and_give_their_reason(store: RunStore) -> None:
     run_id = begin(store)
     fill(store, run_id, 3)

@@ -56,6 +56,13 @@ def test_a_run_is_steered_by_commands_that_are_acknowledged_and_done(store, scri
     assert (run["status"], run["last_step"]) == ("paused", step + 1)
     assert len(store.responses(run_id, step=step + 1)) == 2
     assert store.nearest_checkpoint(run_id, step + 1)["complete"]
+    assert store.commands(run_id)[-1]["step"] == step + 1, "where it took effect"
+    assert ask(store, run_id, "set", set={"schedule.steps": 999}) is None
+    assert store.commands(run_id)[-1]["step"] == step + 2, "the first step that is taken with it"
+    assert store.run(run_id)["config"]["schedule"]["steps"] == 999
+    assert "cannot change" in ask(store, run_id, "set", set={"lora.rank": 2})
+    assert "names no settings" in ask(store, run_id, "set") and "a table" in ask(store, run_id, "set", set=[1])
+    assert store.run(run_id)["config"]["schedule"]["steps"] == 999
     assert ask(store, run_id, "resume") is None
     at_step(store, run_id, step + 3)
     assert "pause it" in ask(store, run_id, "step")

@@ -564,9 +564,18 @@ def test_one_terminal_steers_the_run_of_another(run_file: Path, tmp_path: Path) 
         paused = asked("pause", run_id)
         assert (paused["state"], paused["run"]["status"]) == ("done", "paused")
         assert asked("step", run_id)["run"]["step"] == paused["run"]["step"] + 1
+        at = paused["run"]["step"] + 1
+        turned = asked("set", run_id, "optimizer.learning_rate=1e-3", "guard.collapse=false")
+        assert (turned["from_step"], turned["set"]["optimizer.learning_rate"]) == (at + 1, 1e-3)
+        refused = one_sentence(cli("set", run_id, "optimizer.learning_rate=fast", "--home", tmp_path))
+        assert "optimizer.learning_rate" in refused and "a number" in refused
+        asked("step", run_id)
+        (changed,) = (e for e in asked("show", run_id)["events"] if e["kind"] == "changed")
+        assert changed["step"] == at + 1 and changed["payload"]["set"] == turned["set"]
+        asked("set", run_id, *(f"{path}={json.dumps(value)}" for path, value in changed["payload"]["before"].items()))
         asked("prompt", run_id, "--slot", 0, "--text", "Who says {target}?")
         store = RunStore(tmp_path)
-        wording = store.prompts(run_id, at_step=paused["run"]["step"] + 1)[0]
+        wording = store.prompts(run_id, at_step=paused["run"]["step"] + 2)[0]
         store.close()
         assert (wording["version"], wording["role"], wording["text"]) == (2, "forget", "Who says zorblatt?")
         probed = asked("probe", run_id, "--step", 0, 2, "--prompt", "The river")
@@ -595,6 +604,10 @@ def test_what_nobody_drives_is_probed_and_stopped_here(
         name="waits", target="w", method="npo", config=config, provenance={}, seed=0, prompts=[]
     )
     waiting.set_status(run_id, "paused")
+    assert "from step 1 on" in cli("set", "waits", "guard.retain_budget=0.5", "--home", tmp_path).stdout
+    changes = (waiting.run(run_id) or {})["config"]["changes"]
+    assert changes == [{"step": 1, "set": {"guard.retain_budget": 0.5}}]
+    assert "cannot change" in one_sentence(cli("set", "waits", "lora.rank=2", "--home", tmp_path))
     assert "step 0" in cli("stop", "waits", "--home", tmp_path).stdout
     assert (waiting.run(run_id) or {})["status"] == "stopped"
     waiting.close()

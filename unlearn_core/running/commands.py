@@ -28,20 +28,25 @@ class Refused(Exception):
         self.code, self.reason = code, reason
 
 
-def carry_out(store: Store, command: Row, act: Callable[[Row], None], owner: str, owned: Owned = nullcontext) -> None:
-    """Acknowledges the command as `owner`'s, lets `act` do it, and writes down how it ended; both inside `owned`."""
+def carry_out(
+    store: Store, command: Row, act: Callable[[Row], int | None], owner: str, owned: Owned = nullcontext
+) -> None:
+    """Acknowledges the command as `owner`'s, lets `act` do it, and writes down how it ended; both inside `owned`.
+
+    `act` returns the step at which it took effect, where there is one.
+    """
     with owned():
         if not store.acknowledge(command["id"], owner):
             return  # another process was first
     try:
-        act(command)
+        step = act(command)
     except Exception as error:
         code, reason = explain(store, error)
         with owned():
             store.finish(command["id"], reason, code)
     else:
         with owned():
-            store.finish(command["id"])
+            store.finish(command["id"], step=step)
 
 
 def explain(store: Store, error: Exception) -> tuple[str, str]:

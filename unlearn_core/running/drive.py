@@ -37,7 +37,6 @@ class Drive:
 
     def __init__(self, host: Host, run_id: str, config: Config) -> None:
         self.host, self.store, self.run_id, self.config = host, host.store, run_id, config
-        self.schedule: Mapping[str, Any] = config["schedule"]
         self.paused = False
         self.passed_over: frozenset[str] = frozenset()  # what waited already when a person paused the run
         self.ended = False
@@ -220,10 +219,11 @@ class Drive:
     def _step(self, pause_after: bool = False) -> None:
         """One step, with all that belongs to it, in one transaction."""
         record = self.session.step()
-        last = record.step >= self.schedule["steps"]
+        schedule = self.session.schedule
+        last = record.step >= schedule.steps
         answers: Sequence[Answer] = []
         rows: list[Row] = []
-        if record.applied and (record.step % self.schedule["sample_every"] == 0 or last or pause_after):
+        if record.applied and (record.step % schedule.sample_every == 0 or last or pause_after):
             answers, rows = self._ask_prompts()
         texts = [(answer.baseline, answer.response.text) for answer in answers]
         verdict = record.verdict or self.session.judge(record.values, texts)
@@ -231,7 +231,7 @@ class Drive:
             answers, rows = self._ask_prompts()
         step = self.session.step_number
         status, reason = "running", None
-        events: list[tuple[str, Mapping[str, Any]]] = []
+        events: list[tuple[str, Mapping[str, Any]]] = [("changed", record.changed)] if record.changed else []
         if verdict:
             reason = verdict.sentence
             events.append(("guard", {"rule": verdict.rule, "sentence": reason}))
@@ -241,7 +241,7 @@ class Drive:
         elif verdict or pause_after:
             status, reason = "paused", reason or "One step was taken."
             events.append(("paused", {"reason": reason}))
-        whole = status != "running" or step % self.schedule["checkpoint_every"] == 0
+        whole = status != "running" or step % schedule.checkpoint_every == 0
         saved = self._checkpoint(whole) if rows or whole else None
         self._append(
             step,
@@ -299,11 +299,16 @@ class Drive:
 
     def _serve(self) -> None:
         for command in self.store.commands(self.run_id, open_only=True):
-            act = partial(COMMANDS.get(command["kind"], Drive.unknown), self)
-            carry_out(self.store, command, act, self.host.owner, self._owned)
+            carry_out(self.store, command, self._carry_out, self.host.owner, self._owned)
             if self.ended:
                 return
         self.host.serve_others()
+
+    def _carry_out(self, command: Row) -> int:
+        """Does it; returns the step at which it took effect: of settings, the first that is taken with them."""
+        COMMANDS.get(command["kind"], Drive.unknown)(self, command)
+        step = self.session.step_number
+        return step + 1 if command["kind"] == "set" else step
 
     def pause(self, command: Row) -> None:
         if self.paused:
@@ -333,6 +338,17 @@ class Drive:
         except Exception as error:  # half a step is no place to go on from
             self._fail(error)
             raise
+
+    def change(self, command: Row) -> None:
+        """Other settings from the next step on."""
+        settings = value_of(command["payload"], "set", dict, {})
+        if not settings:
+            raise Refused("invalid", "The command names no settings.")
+        config = self.session.changed(settings)
+        with self._owned():
+            self.store.set_config(self.run_id, config)
+        self.session.replan(config)
+        self.config = config
 
     def stop(self, command: Row) -> None:
         self._close("stopped", f"Stopped by hand at step {self.session.step_number}.", "stopped")
@@ -430,6 +446,7 @@ COMMANDS: Mapping[str, Callable[[Drive, Row], None]] = {
     "pause": Drive.pause,
     "resume": Drive.resume,
     "step": Drive.single_step,
+    "set": Drive.change,
     "stop": Drive.stop,
     "prompt": Drive.edit_prompt,
     "probe": Drive.probe,

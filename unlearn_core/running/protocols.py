@@ -37,7 +37,8 @@ class Measurement(Protocol):
 class StepRecord(Protocol):
     """What one step measured, by the names of the store's points. Not `applied`: the weights did not change.
 
-    `measured`: the metrics among `values`, with a value per example.
+    `measured`: the metrics among `values`, with a value per example. `changed`: settings that are others than those of
+    the step before, as they were (`before`) and are (`set`); empty where all are as they were.
     """
 
     @property
@@ -50,6 +51,8 @@ class StepRecord(Protocol):
     def verdict(self) -> Verdict | None: ...
     @property
     def measured(self) -> Mapping[str, Measurement]: ...
+    @property
+    def changed(self) -> Mapping[str, Any]: ...
 
 
 class Response(Protocol):
@@ -82,6 +85,17 @@ class Answer(Protocol):
     def typical_share(self) -> float | None: ...
 
 
+class Schedule(Protocol):
+    """How long the run is to go on, and after how many steps it is asked and saved."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def sample_every(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+
+
 class Session(Protocol):
     """One opened run: `measure_baseline` or `restore` once, then `step` as often as wanted.
 
@@ -90,6 +104,8 @@ class Session(Protocol):
 
     @property
     def step_number(self) -> int: ...
+    @property
+    def schedule(self) -> Schedule: ...
     def read_texts(self) -> None: ...
     def measure_baseline(self) -> StepRecord: ...
     def levels(self) -> Mapping[str, float | str]: ...
@@ -112,6 +128,12 @@ class Session(Protocol):
         """Writes the adapter; with `whole`, everything that the next step depends on as well."""
 
     def restore(self, folder: Path) -> None: ...
+    def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's config with these settings, by their paths, from the next step on; nothing changes yet."""
+
+    def replan(self, config: Config) -> None:
+        """What `changed` returned is the run's config from now on."""
+
     def same_base_model(self, method: str) -> bool:
         """Whether this model, with another adapter, is that of a run with `method` ("": the model without a run)."""
 
@@ -165,6 +187,7 @@ class Store(Protocol):
         event: str | None = None,
         payload: Mapping[str, Any] | None = None,
     ) -> None: ...
+    def set_config(self, run_id: str, config: Config) -> None: ...
     def set_provenance(self, run_id: str, provenance: Mapping[str, Any]) -> None: ...
 
     def new_owner(self) -> str: ...
@@ -205,7 +228,9 @@ class Store(Protocol):
 
     def commands(self, run_id: str | None = "any", open_only: bool = False, limit: int = 50) -> list[Row]: ...
     def acknowledge(self, command_id: int, owner: str | None = None) -> bool: ...
-    def finish(self, command_id: int, error: str | None = None, code: str | None = None) -> None: ...
+    def finish(
+        self, command_id: int, error: str | None = None, code: str | None = None, step: int | None = None
+    ) -> None: ...
 
     def checkpoints(self, run_id: str) -> list[Row]: ...
     def nearest_checkpoint(self, run_id: str, step: int) -> Row | None: ...

@@ -12,6 +12,7 @@ from typing import Any
 import tomli_w
 
 from unlearn_core.settings import toml_text
+from unlearn_core.settings.changes import Change, check_changeable, flat, nested, read_changes
 from unlearn_core.settings.compatibility import check
 from unlearn_core.settings.discovery import plugins
 from unlearn_core.settings.errors import ConfigError
@@ -68,12 +69,15 @@ class RunConfig:
     guard: GuardSettings = field(default_factory=GuardSettings)
     as_run: AsRunSettings = field(default_factory=AsRunSettings)
     prompts: tuple[Prompt, ...] = ()
+    changes: tuple[Change, ...] = ()  # in mid-run, by their steps
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunConfig:
         """Checks `content`, lays it over its preset's settings and fills in every default."""
         config = cls.read(content)
         check(config)
+        for step in sorted({change.step for change in config.changes}):
+            check(config.at(step))
         return config
 
     @classmethod
@@ -106,9 +110,30 @@ class RunConfig:
         plain = asdict(self)
         plain["method"] = {"name": self.method.name, **plain["method"]}
         plain["prompts"] = [asdict(prompt) for prompt in self.prompts]
+        plain["changes"] = [change.to_dict() for change in self.changes]
         for section in ("model", "data"):
             plain[section] = {k: list(v) if isinstance(v, tuple) else v for k, v in plain[section].items()}
         return plain
+
+    def at(self, step: int) -> RunConfig:
+        """The config with the settings that step `step` is taken with, after every change so far.
+
+        Each setting is checked by itself, as in `read`.
+        """
+        return RunConfig.read(settings_at(self.to_dict(), step))
+
+    def changed(self, step: int, settings: Mapping[str, Any]) -> RunConfig:
+        """The config with one more change, from step `step` on; `settings` by their paths.
+
+        Raises ConfigError for a setting that cannot change, and where one is wrong or they do not go together.
+        """
+        settings = check_changeable(flat(settings))
+        steps = settings.get("schedule.steps")
+        if isinstance(steps, int) and steps < step:
+            reason, fix = f"the run is at step {step - 1} already", "Stop it, or write a larger number"
+            raise ConfigError(reason, field="schedule.steps", value=steps, fix=fix)
+        changes = [change.to_dict() for change in self.changes]
+        return RunConfig.from_dict({**self.to_dict(), "changes": [*changes, {"step": step, "set": settings}]})
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_dict())
@@ -177,6 +202,14 @@ def overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+def settings_at(content: Mapping[str, Any], step: int) -> Mapping[str, Any]:
+    """A run file's content with every change of it up to step `step` laid over it."""
+    for change in content.get("changes", ()):
+        if change["step"] <= step:
+            content = overlay(content, nested(change["set"]))
+    return content
+
+
 def with_settings(content: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """`content` with `section.key=value` assignments laid over it.
 
@@ -233,7 +266,7 @@ def _read(kind: type, content: Any, path: str) -> Any:
             values[name] = _read_method(content.get(name, {}))
         elif name == "guard_rail":
             values[name] = _read_guard_rail(content.get(name, {}))
-        elif name == "prompts":
+        elif name in ("prompts", "changes"):
             continue
         elif is_dataclass(hints[name]):
             values[name] = _read(hints[name], content.get(name, {}), f"{path}{name}.")
@@ -244,6 +277,7 @@ def _read(kind: type, content: Any, path: str) -> Any:
         values["prompts"] = _read_prompts(
             content.get("prompts", default_prompts(target, values["model"].source)), target
         )
+        values["changes"] = read_changes(content.get("changes", ()))
         if "name" in content and not values["name"].strip():
             raise _must_be("name", content["name"], "some text")
     return kind(**values)

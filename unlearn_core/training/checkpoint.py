@@ -69,17 +69,25 @@ def read_method_state(folder: Path) -> dict[str, Tensor]:
         raise ConfigError(f"What the method saved in {folder.name} cannot be read: {first_line(error)}") from None
 
 
-def restore(context: RunContext, update: Update, folder: Path) -> dict[str, Any]:
-    """Puts a whole checkpoint back and returns its plain values.
+def read_facts(context: RunContext, folder: Path) -> dict[str, Any]:
+    """The plain values of a whole checkpoint.
 
-    Raises ConfigError where it is incomplete, or of another model, tokenizer or starting adapter.
+    Raises ConfigError where they cannot be read, and for another model, tokenizer or starting adapter.
     """
     try:
-        state: dict[str, Any] = json.loads((folder / FACTS).read_text())
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The checkpoint {folder.name} cannot be read: {error}.") from None
+    _check_origin(context, folder, facts)
+    return facts
+
+
+def restore(context: RunContext, update: Update, folder: Path) -> None:
+    """Puts the tensors of a whole checkpoint back. Raises ConfigError where they cannot be read."""
+    try:
         tensors = load_file(folder / STATE)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"The checkpoint {folder.name} cannot be read: {error}.") from None
-    check_origin(context, folder, state)
     read_adapter(context.model, folder)
     context.adapter.gather()
     for name, optimizer in update.optimizers().items():
@@ -93,10 +101,9 @@ def restore(context: RunContext, update: Update, folder: Path) -> dict[str, Any]
     context.mask = None if mask is None else mask.to(context.device)
     if update.rail:
         update.rail.restore(part(tensors, "rail"))  # some of it is in double precision, which stays on the CPU
-    return state
 
 
-def check_origin(context: RunContext, folder: Path, state: Mapping[str, Any]) -> None:
+def _check_origin(context: RunContext, folder: Path, state: Mapping[str, Any]) -> None:
     """Raises ConfigError where a checkpoint is of another model, tokenizer or starting adapter."""
     loaded, model = context.loaded, context.config.model
     if state["model_fingerprint"] != loaded.fingerprint:

@@ -35,10 +35,12 @@ from unlearn_core.model.losses import nll
 from unlearn_core.model.memory import check_before_loading, check_step
 from unlearn_core.model.prompting import uses_template
 from unlearn_core.model.reference import Reference
+from unlearn_core.settings.changes import differing
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.provenance import versions
 from unlearn_core.settings.report import Report, silent
 from unlearn_core.settings.run_config import RunConfig
+from unlearn_core.settings.sections import ScheduleSettings
 from unlearn_core.training import checkpoint
 from unlearn_core.training.answers import Answer, Answers
 from unlearn_core.training.draws import Draws
@@ -50,7 +52,8 @@ from unlearn_core.training.update import Update
 class StepRecord:
     """What one step measured, by the names of the store's points; `verdict` where a guard asks for a pause.
 
-    `measured`: the metrics among `values`, with a value per example.
+    `measured`: the metrics among `values`, with a value per example. `changed`: the settings that are others than
+    those of the step before, as they were (`before`) and as they are (`set`).
     """
 
     step: int
@@ -58,6 +61,7 @@ class StepRecord:
     verdict: Verdict | None = None
     applied: bool = True
     measured: Mapping[str, Measurement] = field(default_factory=dict)
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,13 +77,15 @@ class Unlearner:
     report: Report = silent
     step_number: int = 0
     baseline: dict[str, float] = field(default_factory=dict)
+    plan: RunConfig = field(init=False)  # with every change of its settings; `config` are those of the step
     guard: Guard | None = None
     forget_level: Level | None = None  # that of a model which never saw the target
     stand_in_level: float | None = None  # how far the model as given, about one stand-in, is from the others
     cache: Path | None = None  # folder of scan results, converted models and what models were asked
 
     def __post_init__(self) -> None:
-        config = self.config
+        self.plan, config = self.config, self.config.at(0)
+        self.config = config
         assert isinstance(config.method, Method)
         self.method: Method = config.method
         self.report("loading the model")
@@ -115,8 +121,8 @@ class Unlearner:
         windows = make_windows(
             data, loaded.tokenizer, limit, config.seed, chat=chat, report=self._read, cache=self.cache
         )
-        lengths = {name: [len(window) for window in some] for name, some in windows.sets().items()}
-        check_step(config, self.shape, lengths)
+        self.lengths = {name: [len(window) for window in some] for name, some in windows.sets().items()}
+        check_step(config, self.shape, self.lengths)
         return windows
 
     def _read(self, progress: Progress) -> None:
@@ -200,6 +206,11 @@ class Unlearner:
         with self.method.inference_context(context, step) if step else nullcontext():
             return evaluate(context.model, windows, context.reference)
 
+    @property
+    def schedule(self) -> ScheduleSettings:
+        """That of the last step."""
+        return self.config.schedule
+
     def levels(self) -> dict[str, Any]:
         """What the chart draws as lines: forgotten, guessing, the retain budget."""
         assert self.guard
@@ -258,14 +269,49 @@ class Unlearner:
         pairs = zip(changed.items(), answers, strict=True)
         return {"name": name, "answers": {prompt: [other, text] for (prompt, other), text in pairs}} if answers else {}
 
+    # --------------------------------------------------------------------------------------- changes in mid-run
+
+    def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The run's config with these settings, by their paths, from the next step on; for `replan`.
+
+        Raises ConfigError where they cannot be, or a step with them does not fit into memory.
+        """
+        plan = self.plan.changed(self.step_number + 1, settings)
+        check_step(plan.at(self.step_number + 1), self.shape, self.lengths)
+        return plan.to_dict()
+
+    def replan(self, config: Mapping[str, Any]) -> None:
+        """What `changed` returned is the run's config from now on."""
+        self.plan = RunConfig.from_dict(config)
+
+    def _settings_of(self, step: int) -> dict[str, Any]:
+        """The settings of step `step` are in force from here on; as they were, and as they are, where they differ.
+
+        Everything that is built of them is built anew; a new guard rail begins as before a first step.
+        """
+        if not any(change.step == step for change in self.plan.changes):
+            return {}
+        before, after = differing(self.config.to_dict(), self.plan.at(step).to_dict())
+        self._take_settings(self.plan.at(step))
+        return {"before": before, "set": after} if after else {}
+
+    def _take_settings(self, config: RunConfig, fresh: bool = True) -> None:
+        assert self.guard and isinstance(config.method, Method)
+        self.config = self.context.config = config
+        self.method = self.draws.method = self._answers.method = config.method
+        self.guard.settings = config.guard
+        self.update.take_settings(config.method, fresh)
+
     # ------------------------------------------------------------------------------------------------- stepping
 
     def step(self) -> StepRecord:
         """Refresh the guard rail where it is due, take the gradient, project, apply, measure."""
         began = time.perf_counter()
         assert self.guard, "measure_baseline() or restore() comes before the first step"
-        number, context, method = self.step_number + 1, self.context, self.method
+        number, context = self.step_number + 1, self.context
         torch.manual_seed(self.config.seed * 1_000_003 + number)
+        changed = self._settings_of(number)
+        method = self.method
         context.model.train()
         values: dict[str, float] = {}
         before = context.adapter.values.detach().clone()
@@ -285,7 +331,7 @@ class Unlearner:
         measured = self.measure(number) if number % self.config.schedule.evaluate_every == 0 else {}
         values |= values_of(measured)
         values["step_seconds"] = time.perf_counter() - began
-        return StepRecord(number, values, verdict, measured=measured)
+        return StepRecord(number, values, verdict, measured=measured, changed=changed)
 
     def _train(self, number: int, before: Tensor) -> tuple[dict[str, float], StepRecord | None]:
         """A gradient step: what it measured; and the record to end with where it was not taken."""
@@ -353,10 +399,12 @@ class Unlearner:
 
     def restore(self, folder: Path) -> None:
         """Continues from a whole checkpoint. Raises ConfigError where it is incomplete or of another model."""
-        state = checkpoint.restore(self.context, self.update, folder)
-        self.step_number, self.baseline = state["step"], state["baseline"]
-        level = Level(state["forget_level"], state["level_source"], state.get("level_estimated", True))
-        self._begin_guard(level, state.get("stand_in_level"), state)
+        facts = checkpoint.read_facts(self.context, folder)
+        self.step_number, self.baseline = facts["step"], facts["baseline"]
+        level = Level(facts["forget_level"], facts["level_source"], facts.get("level_estimated", True))
+        self._begin_guard(level, facts.get("stand_in_level"), facts)
+        self._take_settings(self.plan.at(self.step_number), fresh=False)
+        checkpoint.restore(self.context, self.update, folder)
 
     def answers_at(self, folder: Path, prompts: Sequence[str]) -> list[Answer]:
         """The answers of a saved adapter; the run's own adapter is as before afterwards, to the bit.

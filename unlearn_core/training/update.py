@@ -48,6 +48,16 @@ class Update:
         self.retain_optimizer = self._new_optimizer(decays=False) if separate_states(context.config) else None
         self.rail = make_rail(context)
 
+    def take_settings(self, method: Method, fresh: bool) -> None:
+        """Goes on with the settings that the context has by now. `fresh`: a new guard rail begins at this step."""
+        self.method = method
+        if self.rail is None or self.rail.settings != self.context.config.guard_rail:
+            self.rail = make_rail(self.context)
+            if self.rail and fresh:
+                self.rail.start()
+        if separate_states(self.context.config) != (self.retain_optimizer is not None):
+            self.retain_optimizer = None if self.retain_optimizer else self._new_optimizer(decays=False)
+
     def _new_optimizer(self, decays: bool = True) -> torch.optim.Optimizer:
         settings, values = self.context.config.optimizer, [self.context.adapter.values]
         rate, decay = settings.learning_rate, settings.weight_decay if decays else 0.0
