@@ -70,27 +70,30 @@ def run_in(root: Path, arguments: list[str]) -> None:
     subprocess.run([sys.executable, *arguments], cwd=root, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def opened(page: Any, address: str) -> float | None:
-    """Seconds that the page's script took in a new session; None where it took longer than is waited for."""
-    page.goto("about:blank")  # so that no tick of the page before is taken for its answer
-    reruns = Reruns(page)
-    page.goto(address)
-    end = time.monotonic() + PATIENCE
-    while not reruns.whole:
-        page.wait_for_timeout(20)
-        if time.monotonic() > end:
-            return None
-    return reruns.whole[0] / 1000
+def opened(chromium: Any, address: str) -> float | None:
+    """Seconds that the page's script took in a new tab; None where it took longer than is waited for."""
+    page = chromium.new_page(viewport=WINDOW)
+    try:
+        reruns = Reruns(page)
+        page.goto(address)
+        end = time.monotonic() + PATIENCE
+        while not reruns.whole:
+            page.wait_for_timeout(20)
+            if time.monotonic() > end:
+                return None
+        return reruns.whole[0] / 1000
+    finally:
+        page.close()
 
 
-def pages(page: Any, address: str, server: psutil.Process, warm: int) -> dict[str, Page]:
+def pages(chromium: Any, address: str, server: psutil.Process, warm: int) -> dict[str, Page]:
     """Every page: the first time that this server shows it, then again."""
     measures = {}
     for name, (path, _) in PAGES.items():
-        cold, times, busy = opened(page, f"{address}/{path}"), [], []
+        cold, times, busy = opened(chromium, f"{address}/{path}"), [], []
         for _ in range(warm if cold is not None else 0):
             began = sum(server.cpu_times()[:2])
-            if (took := opened(page, f"{address}/{path}")) is not None:
+            if (took := opened(chromium, f"{address}/{path}")) is not None:
                 times.append(took)
                 busy.append(sum(server.cpu_times()[:2]) - began)
         measures[name] = Page(cold, statistics.median(times) if times else None, statistics.median(busy or [0.0]))
@@ -98,11 +101,11 @@ def pages(page: Any, address: str, server: psutil.Process, warm: int) -> dict[st
     return measures
 
 
-def memory(page: Any, address: str, server: psutil.Process, reloads: Sequence[int]) -> dict[int, float]:
+def memory(chromium: Any, address: str, server: psutil.Process, reloads: Sequence[int]) -> dict[int, float]:
     """Reloads of Watch -> the server's resident memory in bytes."""
     held = {}
     for count in range(1, max(reloads) + 1):
-        opened(page, f"{address}/?run={RUN}")
+        opened(chromium, f"{address}/?run={RUN}")
         if count in reloads:
             held[count] = float(server.memory_info().rss)
             say(f"after {count} reloads: {held[count] / 1e6:.0f} MB")
@@ -128,10 +131,10 @@ def measured(root: Path, home: Path, warm: int, reloads: Sequence[int]) -> dict[
         browser() as chromium,
         served(home, root) as (address, number),
     ):
-        page, server = chromium.new_page(viewport=WINDOW), psutil.Process(number)
+        server = psutil.Process(number)
         return {
-            "memory": memory(page, address, server, reloads),
-            "pages": pages(page, address, server, warm),
+            "memory": memory(chromium, address, server, reloads),
+            "pages": pages(chromium, address, server, warm),
             "verbs": verbs(root, home, Path(empty)),
         }
 

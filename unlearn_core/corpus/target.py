@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import regex
 
-from unlearn_core.corpus.folding import BREAKS, DIVIDED, DIVIDED_BYTES, BytesFolding, Folded, Folding
+from unlearn_core.corpus.folding import BREAKS, DIVIDED, BytesFolding, Folded, Folding, undivided
 from unlearn_core.settings.errors import ConfigError
 from unlearn_core.settings.sections import DataSettings
 
@@ -194,14 +194,14 @@ class Target:
             return True
         if any(wanted.search(raw) for wanted in filters):
             return True
-        undivided = DIVIDED_BYTES.sub(b"", raw)
-        if len(undivided) < len(raw) and any(wanted.search(undivided) for wanted in filters):
+        whole = undivided(raw)
+        if len(whole) < len(raw) and any(wanted.search(whole) for wanted in filters):
             return True
         if raw.isascii():
             return False
         if self.form == "NFKC":
             return True
-        folded = self._bytes_folding.fold(undivided)
+        folded = self._bytes_folding.fold(whole)
         return folded is not None and any(wanted.search(folded) for wanted in filters)
 
     def may_hold(self, document: Document, raw: bytes) -> bool:
