@@ -257,6 +257,7 @@ def of_a_run(known: World, folder: Path, phase: str, chance: random.Random) -> s
     if not created:
         return "before there was a run"
     acknowledged(home, stored)
+    struck = struck and not is_finished(home)  # the run's last transaction may have been written before
     if struck and chance.randrange(AGAIN) == 0:
         again, run_id = Watched(), only_run(home)
         moment = Moment("step", 1, chance.random() * known.seconds["run"] / STEPS)
@@ -264,6 +265,7 @@ def of_a_run(known: World, folder: Path, phase: str, chance: random.Random) -> s
             lambda began: watched_command(again, began, "resume", run_id, "--home", home, "--through"), moment, log
         )
         acknowledged(home, max(stored if not again.values[1] else 0, again.values[2]))
+        struck = struck and not is_finished(home)
     if struck:
         run_id = only_run(home)
         to_its_end(lambda: command("resume", run_id, "--home", home, "--through"), log)
@@ -273,6 +275,12 @@ def of_a_run(known: World, folder: Path, phase: str, chance: random.Random) -> s
     assert not list((home / "checkpoints").rglob("*.part*")), "leftovers"
     assert "Traceback" not in log.read_text(encoding="utf-8")
     return PHASES[at] if struck or created else "after its end"
+
+
+def is_finished(home: Path) -> bool:
+    with closing(RunStore(home)) as store:
+        (run,) = store.runs()
+    return bool(run["status"] == "finished")
 
 
 def acknowledged(home: Path, step: int) -> None:
