@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
 
 from pages.run.view import View
-from pages.setup import knobs
-from pages.setup.knobs import WORDS, Field, fields_of, name_of, plain, value_of
+from pages.setup.knobs import WORDS, Field, fields_of, name_of, plain, step_of, value_of
+from pages.shared import page
 from pages.shared.format import setting
 from pages.shared.html import element
 from unlearn_core.settings.changes import CHANGEABLE
@@ -37,15 +37,29 @@ def _draw_form(view: View, config: RunConfig, ask: Change) -> None:
     now = {path: value_of(config, path) for path in fields}
     with st.form(f"run_settings {view.id}", border=False):
         for path, field in fields.items():
-            st.session_state.setdefault(field.key, now[path])
-            options = config.method.facts.rails if path == "guard_rail.kind" else None
-            knobs.draw(field, options=options)
+            _draw_field(field, now[path], config.method.facts.rails)
         st.form_submit_button(
             f"Use from step {view.last_step + 1} on" if view.status == "paused" else "Use from the next step on",
             key="run_settings_use",
             on_click=_use,
             args=(fields, now, ask),
         )
+
+
+def _draw_field(field: Field, value: Any, rails: Sequence[str]) -> None:
+    """With its value as the widget's default, not in the session: the browser draws a popover when it is opened, and
+    what the session has by then, a widget is told once."""
+    title = field.name[:1].upper() + field.name[1:]
+    about: dict[str, Any] = {"key": field.key, "help": page.escaped(field.meaning) or None}
+    if isinstance(value, bool):
+        st.toggle(title, value, **about)
+    elif isinstance(value, str):
+        choices = list(rails) if field.path == "guard_rail.kind" else list(field.choices)
+        st.selectbox(title, choices, choices.index(value), format_func=field.offered, **about)
+    else:
+        step: float = 1 if isinstance(value, int) else step_of(field)
+        tiny = isinstance(value, float) and 0 < field.default < 0.001
+        st.number_input(title, value=value, step=step, format=None if step == 1 else "%e" if tiny else "%g", **about)
 
 
 def changeable(view: View, config: RunConfig) -> dict[str, Field]:

@@ -109,8 +109,9 @@ def tab(browser: Any, server: Server) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def store(server: Server) -> Iterator[RunStore]:
-    """The store as another process sees it."""
+def store(browser: Any, server: Server) -> Iterator[RunStore]:
+    """The store as another process sees it; a visit starts the worker."""
+    page_of(browser).goto(server.url)
     until(lambda: (server.home / "lethe.db").exists(), "the store is there")
     opened = RunStore(server.home)
     yield opened
@@ -291,6 +292,36 @@ def test_the_page_looks_back_where_the_slider_was_moved_and_nowhere_else(tab: An
         button.click()
         until(lambda button=button: not button.count(), f"{pressed} is done")
         assert "step=" not in tab.url and tab.get_by_role("button", name="follow latest").is_disabled()
+
+
+def test_a_knob_is_turned_while_the_run_goes_on_and_turned_back_by_one_click(
+    tab: Any, server: Server, store: RunStore, live: str
+) -> None:
+    def changes() -> list[dict[str, Any]]:
+        return [event for event in store.events(live) if event["kind"] == "changed"]
+
+    tab.goto(f"{server.url}/?run={live}")
+    tab.get_by_role("button", name="settings", exact=True).click()
+    rate = tab.get_by_label("Learning rate", exact=True)
+    was = float(until(rate.input_value, "the field has its value"))
+    rate.fill("0.0001")
+    rate.press("Tab")
+    step = step_of(tab)
+    until(lambda: step_of(tab) > step, "a tick")
+    assert float(rate.input_value()) == 1e-4, "a tick leaves what is typed"
+    tab.get_by_role("button", name="Use from the next step on").click()
+    tab.locator(".told").filter(has_text="Settings: in force from step").wait_for()
+    until(changes, "a step with it")
+    shot(tab, "settings")
+    tab.get_by_role("button", name="Undo", exact=True).first.click()
+    until(lambda: len(changes()) == 2, "a step with it as it was")
+    assert [event["payload"]["set"] for event in changes()] == [
+        {"optimizer.learning_rate": 1e-4}, {"optimizer.learning_rate": was}
+    ]  # fmt: skip
+    points = store.points(live)
+    rates = points[points.name == "learning_rate"].set_index("step").value
+    first, second = (event["step"] for event in changes())
+    assert rates[first - 1] == was and rates[first] == 1e-4 and rates[second] == was
 
 
 def test_two_tabs_and_two_starts_have_one_worker(browser: Any, server: Server, store: RunStore, live: str) -> None:
