@@ -135,6 +135,7 @@ class Connection:
 
     def _open_for_writing(self) -> None:
         if self.path.exists() and self.path.stat().st_size:
+            self._roll_back()
             with closing(self._new_reader()) as reader:
                 newer = self._patiently(lambda: migrations.unknown_to_us(Database(reader)))
             if newer:
@@ -147,6 +148,12 @@ class Connection:
             self._writer = self._patiently(self._new_writer)
             self._migrate(self._writer)
         self._watcher = self._new_reader()
+
+    def _roll_back(self) -> None:
+        """Ends the transaction of a process that died while the store was made: that takes a connection that writes."""
+        if read_only.has_content(read_only.journal_of(self.path)):
+            with closing(sqlite3.connect(self.path, timeout=NOTICE_SECONDS, isolation_level=None)) as writer:
+                self._patiently(lambda: writer.execute("SELECT count(*) FROM sqlite_master").fetchone())
 
     def _open_for_reading(self, error: Exception) -> None:
         """Opens what cannot be written, and says in `notice` why. Raises StoreError where it cannot be read either."""

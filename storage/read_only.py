@@ -52,6 +52,11 @@ def log_of(path: Path) -> Path:
     return path.with_name(f"{path.name}-wal")
 
 
+def journal_of(path: Path) -> Path:
+    """What SQLite keeps of a transaction while it does not write a log: as long as a store is made, or becomes one."""
+    return path.with_name(f"{path.name}-journal")
+
+
 def has_content(path: Path) -> bool:
     """Whether a file is there and has any bytes."""
     return path.is_file() and path.stat().st_size > 0
@@ -61,10 +66,11 @@ def readable(path: Path, timeout: float) -> tuple[str, tempfile.TemporaryDirecto
     """An address under which a file can be read without writing beside it, and the folder of the copy that it is of.
 
     SQLite makes an index of its log beside a file. Where it cannot, a file without a log is read as it is; one with a
-    log, or of an older version, from a copy. Raises sqlite3.Error where it cannot be read at all.
+    log, with half a transaction in it, or of an older version, from a copy. Raises sqlite3.Error where it cannot be
+    read at all.
     """
     ways = [address(path)]
-    if not has_content(log_of(path)):
+    if not has_content(log_of(path)) and not has_content(journal_of(path)):
         ways.append(f"{address(path)}&immutable=1")
     trouble: Exception | None = None
     for way in ways:
@@ -89,9 +95,9 @@ def readable(path: Path, timeout: float) -> tuple[str, tempfile.TemporaryDirecto
 
 
 def _copied(path: Path, folder: Path) -> str:
-    """The address of a copy of the file with its log, brought to this version."""
+    """The address of a copy of the file with its log and its journal, brought to this version."""
     copy = folder / path.name
-    for source, target in ((path, copy), (log_of(path), log_of(copy))):
+    for source, target in ((path, copy), (log_of(path), log_of(copy)), (journal_of(path), journal_of(copy))):
         with suppress(FileNotFoundError):
             shutil.copyfile(source, target)
     with closing(sqlite3.connect(copy, isolation_level=None)) as writer:

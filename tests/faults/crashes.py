@@ -151,14 +151,16 @@ def old_store(home: Path) -> dict[str, list[tuple[Any, ...]]]:
 def check_migrated(home: Path, before: dict[str, list[tuple[Any, ...]]]) -> None:
     """The store can be opened, has every row that it had, and every backup is a whole copy of it."""
     store = RunStore(home)
-    assert not store.read_only and store.runs()
+    assert not store.read_only, f"it is open for reading only: {store.notice}"
+    assert store.runs(), "its run is gone"
     assert not list(home.glob(".lethe-backup-*")), "leftovers"
     store.close()
     after = dict(_contents(home / "lethe.db"))
     for backup in home.glob("lethe-backup-*.db"):
-        assert dict(_contents(backup)) == before
-    assert {table: [row[: len(before[table][0])] for row in rows] for table, rows in after.items()} == before
-    assert list(home.glob("lethe-backup-001*.db"))
+        assert dict(_contents(backup)) == before, f"{backup.name} is no copy of the store as it was"
+    kept = {table: [row[: len(before[table][0])] for row in rows] for table, rows in after.items()}
+    assert kept == before, "rows differ"
+    assert list(home.glob("lethe-backup-001*.db")), "there is no backup"
 
 
 def _contents(path: Path) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:

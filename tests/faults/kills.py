@@ -27,6 +27,7 @@ from typing import Any
 from storage import RunStore
 from tests.faults.crashes import check_migrated, old_store
 from tests.faults.outcome import Outcome, sentence_of
+from unlearn_core.settings.disk import PART
 
 PHASES = ("load", "baseline", "step", "sampling", "checkpoint", "store", "export", "migration")
 METHODS = {
@@ -139,7 +140,7 @@ def watched_command(watched: Watched, began: Callable[[str], None], *given: obje
     """The same; `watched` and `began` are told of each phase and of what was stored."""
     from unlearn_core.training.engine import Unlearner
 
-    create, append = RunStore.create_run, RunStore.append_step
+    create, append, owned, pending = RunStore.create_run, RunStore.append_step, RunStore.owned, []
 
     def created(self: RunStore, **facts: Any) -> str:
         run_id = create(self, **facts)
@@ -149,7 +150,15 @@ def watched_command(watched: Watched, began: Callable[[str], None], *given: obje
     def appended(self: RunStore, run_id: str, step: int, **more: Any) -> None:
         with during("store"):
             append(self, run_id, step, **more)
-        watched.put(watched.values[0], 1, step)
+        pending.append(step)
+
+    @contextmanager
+    def in_a_transaction(self: RunStore, run_id: str, owner: str) -> Iterator[None]:
+        """A step is stored when the transaction around it has ended."""
+        with owned(self, run_id, owner):
+            yield
+        while pending:
+            watched.put(watched.values[0], 1, pending.pop())
 
     @contextmanager
     def during(phase: str) -> Iterator[None]:
@@ -166,6 +175,7 @@ def watched_command(watched: Watched, began: Callable[[str], None], *given: obje
         return act
 
     RunStore.create_run, RunStore.append_step = created, appended  # type: ignore[method-assign, assignment]
+    RunStore.owned = in_a_transaction  # type: ignore[method-assign]
     for phase, name in METHODS.items():
         setattr(Unlearner, name, wrapped(phase, getattr(Unlearner, name)))
     return command(*given)
@@ -305,7 +315,7 @@ def of_an_export(known: World, folder: Path, phase: str, chance: random.Random) 
     killed(act, Moment(phase, 1, chance.random() * known.seconds["export"]), log)
     expected = content(whole)
     for name, held in content(out).items():
-        assert ".part" in name or held == expected[name], f"half of {name} stands in its place"
+        assert name.startswith(PART) or held == expected[name], f"half of {name} stands in its place"
     to_its_end(lambda: command("export", run_id, "--home", known.home, "--to", out), log)
     assert content(out) == expected, "the next export is not whole, or leaves something behind"
     return phase

@@ -24,7 +24,7 @@ import pytest
 from sqlite_utils import Database
 
 from pages.setup.draft import of_run, resolve
-from storage import RunStore, StoreError, migrations
+from storage import RunStore, StoreError, migrations, read_only
 from storage.export import export_run, points_csv, run_json
 from unlearn_core.settings.run_config import RunConfig
 
@@ -700,6 +700,46 @@ def test_a_store_of_the_first_version_is_backed_up_migrated_and_keeps_everything
     with sqlite3.connect(copies[0]) as backup:
         assert {table: backup.execute(f"SELECT * FROM {table}").fetchall() for table in migrations.TABLES} == tables
     backup.close()
+
+
+HALF_A_TRANSACTION = """
+import os, sqlite3, sys
+store = sqlite3.connect(sys.argv[1], isolation_level=None)
+store.execute("PRAGMA cache_size = 1")  # so that it is in the file before it is committed
+store.execute("BEGIN")
+store.execute("UPDATE points SET value = -1")
+store.execute("UPDATE runs SET name = 'half'")
+store.execute("CREATE TABLE filler AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 5000)"
+              " SELECT i, hex(randomblob(200)) AS text FROM n")
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_half_a_transaction_of_a_store_without_a_log_is_rolled_back_and_never_read(
+    tmp_path: Path, writable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a process died while it made the store, or brought one to write a log."""
+    home = tmp_path / "home"
+    home.mkdir()
+    with contextlib.closing(sqlite3.connect(home / "lethe.db")) as old:
+        old.executescript((Path(__file__).parent / "store_001.sql").read_text(encoding="utf-8"))
+        names = old.execute("SELECT name FROM runs ORDER BY id").fetchall()
+        points = sorted(old.execute("SELECT run_id, step, name, value FROM points").fetchall())
+    subprocess.run([sys.executable, "-c", HALF_A_TRANSACTION, str(home / "lethe.db")], check=True)
+    assert (home / "lethe.db-journal").stat().st_size, "or there would be nothing to roll back"
+    files = {path.name: path.read_bytes() for path in home.iterdir()}
+    if not writable:
+        monkeypatch.setattr(read_only, "writable", lambda path: False)
+    store = RunStore(home)
+    assert store.read_only is not writable
+    with store.read() as conn:
+        assert [tuple(row) for row in conn.execute("SELECT name FROM runs ORDER BY id")] == names
+        kept = sorted(tuple(row) for row in conn.execute("SELECT run_id, step, name, value FROM points"))
+    assert kept == points
+    store.close()
+    if not writable:
+        assert {name: (home / name).read_bytes() for name in files} == files, "nothing is written"
 
 
 OLD_RAIL = {
