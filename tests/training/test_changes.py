@@ -86,7 +86,8 @@ def test_what_changed_is_recorded_with_the_step_and_undone_by_the_values_before(
 def test_an_update_after_a_guard_rail_was_switched_on_is_orthogonal_to_its_span(opened):
     run = opened(rail={"kind": "none"})
     numbers(run, 2)
-    run.replan(run.changed({f"guard_rail.{name}": value for name, value in ROWS.items()}))
+    rail = {**ROWS, "apply_to": "update"}
+    run.replan(run.changed({f"guard_rail.{name}": value for name, value in rail.items()}))
     before = run.context.adapter.values.detach().clone()
     run.replan(run.changed({"method.retain_weight": 0.0, "method.neighbour_weight": 0.0}))
     run.step()
