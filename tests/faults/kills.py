@@ -274,7 +274,8 @@ def of_a_run(known: World, folder: Path, phase: str, chance: random.Random) -> s
         struck = killed(
             lambda began: watched_command(again, began, "resume", run_id, "--home", home, "--through"), moment, log
         )
-        acknowledged(home, max(stored if not again.values[1] else 0, again.values[2]))
+        # Before its first step it has gone back to the last whole state: what was behind that is computed anew.
+        acknowledged(home, again.values[2] if again.values[1] else last_whole(home))
         struck = struck and not is_finished(home)
     if struck:
         run_id = only_run(home)
@@ -285,6 +286,13 @@ def of_a_run(known: World, folder: Path, phase: str, chance: random.Random) -> s
     assert not list((home / "checkpoints").rglob("*.part*")), "leftovers"
     assert "Traceback" not in log.read_text(encoding="utf-8")
     return PHASES[at] if struck or created else "after its end"
+
+
+def last_whole(home: Path) -> int:
+    """The newest step that a run can go on from; -1 where it has none."""
+    with closing(RunStore(home)) as store:
+        (run,) = store.runs()
+        return max((int(row["step"]) for row in store.checkpoints(run["id"]) if row["complete"]), default=-1)
 
 
 def is_finished(home: Path) -> bool:
