@@ -33,7 +33,7 @@ def soaked(home: Path, steps: int) -> tuple[float, int]:
     with closing(RunStore(home)) as store:
         run_id, drawn, warm = new_run(store, "soak", settings), 0, 0
         tabs = [tab(store, name, run_id) for name in TABS]
-        worker = Worker(store, Script(delay=0.0).open)
+        worker = Worker(store, Script(delay=0.03).open)  # so that the tabs are drawn some hundred times
         worker.start()
         try:
             while (status := (store.run(run_id) or {})["status"]) != "finished":
