@@ -106,6 +106,10 @@ def test_an_update_after_a_guard_rail_was_switched_on_is_orthogonal_to_its_span(
         ({"schedule.steps": 2}, "at step 3 already"),
         ({"guard_rail.kind": "earlier_adapters"}, "earlier"),
         ({"method.beta": 1.0}, "cannot change"),
+        ({"guard": {"collapse": {"a": {}}}}, "guard.collapse"),
+        ({"guard": 3}, "guard"),
+        ({"schedule.steps": True}, "a whole number"),
+        ({"optimizer.learning_rate": float("nan")}, "a number between"),
     ],
 )
 def test_what_cannot_change_is_refused(settings, match):

@@ -67,11 +67,12 @@ def check_changeable(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections within sections as paths: {"optimizer": {"learning_rate": 1}} -> {"optimizer.learning_rate": 1}."""
+    """Sections as paths: {"optimizer": {"learning_rate": 1}} -> {"optimizer.learning_rate": 1}."""
     paths: dict[str, Any] = {}
     for name, value in settings.items():
-        inner = flat(value) if isinstance(value, Mapping) else {"": value}
-        paths |= {f"{name}.{below}" if below else name: each for below, each in inner.items()}
+        paths |= (
+            {f"{name}.{below}": each for below, each in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
     return paths
 
 

@@ -129,7 +129,7 @@ class RunConfig:
         """
         settings = check_changeable(flat(settings))
         steps = settings.get("schedule.steps")
-        if isinstance(steps, int) and steps < step:
+        if type(steps) is int and steps < step:
             reason, fix = f"the run is at step {step - 1} already", "Stop it, or write a larger number"
             raise ConfigError(reason, field="schedule.steps", value=steps, fix=fix)
         changes = [change.to_dict() for change in self.changes]
