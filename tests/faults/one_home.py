@@ -55,10 +55,11 @@ def finish_all(store: RunStore) -> None:
     try:
         while store.commands(open_only=True) or any(run["status"] != "finished" for run in store.runs()):
             assert time.monotonic() < end, [(run["name"], run["status"]) for run in store.runs()]
-            if not store.commands(open_only=True):
-                for run in store.runs():
-                    if run["status"] in ("paused", "interrupted", "stopped"):
-                        store.request(run["id"], "resume")
+            # Also while a command to another run waits: one that was paused by hand keeps the model.
+            for run in store.runs():
+                halted = run["status"] in ("paused", "interrupted", "stopped")
+                if halted and not store.commands(run["id"], open_only=True):
+                    store.request(run["id"], "resume")
             time.sleep(0.02)
     finally:
         worker.stop()
