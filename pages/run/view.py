@@ -18,7 +18,7 @@ from pages.run.readings import Readings
 from unlearn_core.methods import METHODS
 from unlearn_core.metrics import LOSS, METRICS, SETS, budgeted, budgeted_set
 from unlearn_core.settings.run_config import settings_at
-from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, is_asked, milestones
+from unlearn_core.training.milestones import STAND_IN_KL, Course, Milestones, course_of, is_asked, levels_of, milestones
 from unlearn_core.world import topic_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class View:
 
     @property
     def levels(self) -> dict[str, Any]:
-        return next((event["payload"] for event in self.events if event["kind"] == "baseline"), {})
+        return levels_of(self.events)
 
     def about_a_stand_in(self, question: str) -> tuple[str, str] | None:
         """The same question about an invented name, and its answer before step 1; None where it was not asked."""

@@ -17,7 +17,7 @@ import streamlit as st
 from markupsafe import escape
 from streamlit.testing.v1 import AppTest
 
-from pages.run import answers, chart, headline, step_slider
+from pages.run import answers, chart, headline, step_slider, view
 from pages.run.view import View
 from pages.setup import first_card
 from pages.shared import choices, process
@@ -551,10 +551,12 @@ def test_a_setting_is_used_from_the_next_step_on_shown_with_its_step_and_undone_
     assert "Settings: in force from step 7 on." in shown(at) and "From step 7 on: learning rate 2e-4" in shown(at)
     assert rate().value == 2e-4, "also where it was changed elsewhere"
     before = {"optimizer.learning_rate": was}
-    events = [("changed", {"set": command["payload"]["set"], "before": before})]
+    changed = {**command["payload"]["set"], "guard.retain_budget": 0.5}
+    events = [("changed", {"set": changed, "before": before})]
     store.append_step(run_id, 7, points={"forget_loss": 1.0}, events=events)
     at.run()
     assert "Step 7: learning rate" in shown(at) and "From step 7 on" not in shown(at)
+    assert view.load(store, run_id).budget == 0.5, "the newest budget counts"
     next(b for b in at.button if (b.key or "").startswith("undo ")).click().run()
     assert store.commands(run_id)[-1]["payload"] == {"set": before}
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -318,7 +318,7 @@ class Unlearner:
         if method.computes_loss:
             values, stopped = self._train(number, before)
             if stopped is not None:
-                return stopped
+                return replace(stopped, changed=changed)
         verdict = None
         if method.sets_weights:
             values |= method.apply_step(context, number)

@@ -18,6 +18,7 @@ from unlearn_core.training.collapse import is_beyond, is_damaged, repeats
 
 FORGET_LOSS = LOSS.point("forget")
 STAND_IN_KL = METRICS["stand_in_kl"].point("forget")
+BUDGET = "guard.retain_budget"
 REMEMBERED = 0.5  # of the key words that are no names: so many in an answer still give the old one away
 # English words that tell nothing by themselves; in other languages the question or the stand-in's answer has them.
 FUNCTION_WORDS = frozenset(
@@ -227,6 +228,17 @@ def is_asked(prompt: Mapping[str, Any], step: int) -> bool:
     return bool(prompt["from_step"] <= step and (prompt["to_step"] is None or step < prompt["to_step"]))
 
 
+def levels_of(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a run is measured against: as its baseline was taken, with the budget as it was changed since."""
+    levels: dict[str, Any] = {}
+    for event in events:
+        if event["kind"] == "baseline":
+            levels = dict(event["payload"])
+        elif event["kind"] == "changed" and BUDGET in (settings := event["payload"]["set"]):
+            levels["retain_budget"] = settings[BUDGET]
+    return levels
+
+
 def course_of(
     numbers: Mapping[str, tuple[Sequence[int], Sequence[float]]],
     prompts: Iterable[Mapping[str, Any]],
@@ -235,17 +247,15 @@ def course_of(
     budget: float | None,
     towards_stand_ins: bool,
 ) -> Course:
-    """A run's course out of its rows in the store. `budget`: as in the run file; an event of the baseline goes first.
+    """A run's course out of its rows in the store. `budget`: as in the run file; events go first.
 
     Only answers to a question while it is one of the run's count: neither probes nor wordings that were replaced.
     """
-    wordings = {prompt["id"]: prompt for prompt in prompts}
-    levels: Mapping[str, Any] = {}
+    wordings, events = {prompt["id"]: prompt for prompt in prompts}, list(events)
+    levels = levels_of(events)
     stand_ins: dict[str, str] = {}
     for event in events:
-        if event["kind"] == "baseline":
-            levels = event["payload"]
-        elif event["kind"] == "stand_in":
+        if event["kind"] == "stand_in":
             stand_ins |= {text: answer for text, (_, answer) in event["payload"]["answers"].items()}
     answers: dict[int, dict[int, str]] = {}
     before: dict[int, str] = {}
