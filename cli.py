@@ -133,6 +133,29 @@ def resume(args: argparse.Namespace, store: RunStore) -> int:
         return drive(args, store, worker, caught)
 
 
+def branch(args: argparse.Namespace, store: RunStore) -> int:
+    """A child with its own settings from a step on, driven here."""
+    from storage.branches import branch_run
+    from terminal.facts import find, title
+    from unlearn_core.running.worker import Worker
+    from unlearn_core.settings.changes import flat
+
+    parent = find(store, args.run)
+    if not 0 <= args.step <= parent["last_step"]:
+        raise BadInput(f"{title(parent)} has no step {args.step}; its steps are 0 to {parent['last_step']}.")
+    name = args.name or f"{parent['name']} from {args.step}"
+    so_far = [change for change in parent["config"].get("changes", ()) if change["step"] <= args.step]
+    config = RunConfig.from_dict({**parent["config"], "name": name, "changes": so_far})
+    if args.set:
+        config = config.changed(args.step + 1, flat(with_settings({}, args.set)))
+    worker = Worker(store, partial(open_session, cache=store.home / CACHE))
+    with ended_softly(worker) as caught:
+        worker.only, worker.resumes = branch_run(
+            store, parent["id"], args.step, config.to_dict(), config.name, worker.owner
+        )
+        return drive(args, store, worker, caught)
+
+
 @contextmanager
 def ended_softly(worker: Worker) -> Iterator[list[int]]:
     """Within: Ctrl-C or SIGTERM ends the run whole after its current step, a second one kills. Yields what came."""
@@ -341,6 +364,10 @@ def make_parser() -> Parser:
         "--name", help="of the run"
     )
     verb(resume, "go on with a run: here, or where it is held paused", one, driving, store="written")
+    twig = verb(branch, "go on from a step of a run as another run, with other settings", one, driving, store="written")
+    twig.add_argument("--step", type=int, required=True, metavar="K", help="the last step that both have")
+    twig.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="from the next step on")
+    twig.add_argument("--name", help="of the new run")
     verb(steer.pause, "pause a run after its current step", one, store="written")
     verb(steer.stop, "end a run after its current step, with a whole checkpoint", one, store="written")
     verb(steer.step, "take one step of a paused run", one, store="written")

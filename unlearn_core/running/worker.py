@@ -34,7 +34,7 @@ class Worker:
         self.store, self.opener, self.only = store, opener, only
         self.owner = store.new_owner()
         self.failure: str | None = None  # why nothing can be written to the store, or to the run, any more
-        self._resume_only = resume
+        self.resumes = resume
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="lethe-worker", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="lethe-heartbeat", daemon=True)
@@ -89,10 +89,10 @@ class Worker:
             self.store.retire(self.owner)
 
     def _drive_only(self, run_id: str) -> None:
-        among = ("queued", *RESUMABLE) if self._resume_only else ("queued",)
+        among = ("queued", *RESUMABLE) if self.resumes else ("queued",)
         try:
             if self.store.claim(run_id, self.owner, LEASE_SECONDS, among):
-                self._drive(run_id, self._resume_only)
+                self._drive(run_id, self.resumes)
         except Exception as error:
             self.failure = explain(self.store, error)[1]
 
