@@ -6,6 +6,7 @@ import secrets
 import shutil
 import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from storage.connection import StoreError, dicts
@@ -45,7 +46,11 @@ def branch_run(
             return child, False
         at = int(checkpoint["step"])
         source = store.checkpoint_folder(checkpoint)
-        row = store.write_checkpoint(child, at, True, lambda folder: shutil.copytree(source, folder), writer)
+
+        def copy(folder: Path) -> None:
+            shutil.copytree(source, folder)
+
+        row = store.write_checkpoint(child, at, True, copy, writer)
         try:
             store.place_checkpoint(row, writer)
             _copy_history(conn, run_id, child, at)
@@ -63,7 +68,7 @@ def _whole_state(store: RunStore, run_id: str, step: int) -> dict[str, Any] | No
         if row["complete"] and row["step"] <= step:
             try:
                 store.verified_checkpoint(row, whole=True)
-                return row
+                return dict(row)
             except StoreError:
                 continue
     return None
