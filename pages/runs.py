@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from pages.shared.standing import standings
 from unlearn_core.methods import METHODS
 from unlearn_core.metrics import budgeted, budgeted_set
 from unlearn_core.settings.presets import PRESETS
+from unlearn_core.settings.run_config import settings_at
 
 if TYPE_CHECKING:
     from storage import RunStore
@@ -78,11 +80,11 @@ def rows_of(store: RunStore, runs: list[dict[str, Any]]) -> dict[str, list[Cell]
     for run in runs:
         first, last, at = standing[run["id"]].first, standing[run["id"]].last, standing[run["id"]].milestones
         loss, which = budgeted(first), budgeted_set(first)
-        config = run["config"]
+        config = settings_at(run["config"], run["last_step"] + 1)
         step, steps = run["last_step"], config.get("schedule", {}).get("steps", "?")
         forget, before = last.get("forget_loss"), first.get("forget_loss")
         change = last[loss] / first[loss] - 1 if first.get(loss) and loss in last else None
-        rate = _learning_rate(run)
+        rate = _learning_rate(run["method"], config)
         begun = datetime.fromisoformat(run["created_at"]).astimezone()
         rows[run["id"]] = [
             _text(run["name"]),
@@ -105,15 +107,15 @@ def _text(shown: str, sorted_by: str | None = None) -> Cell:
     return diff.visible(shown[:LONGEST]), (sorted_by or shown).casefold()
 
 
-def _model(store: RunStore, config: dict[str, Any]) -> str:
+def _model(store: RunStore, config: Mapping[str, Any]) -> str:
     source = str(config.get("model", {}).get("source", "bundled"))
     return "bundled" if source == "bundled" else sources.short(source, store.home)
 
 
-def _learning_rate(run: dict[str, Any]) -> float | None:
+def _learning_rate(method: str, config: Mapping[str, Any]) -> float | None:
     """Of a method that takes gradient steps."""
-    rate = run["config"].get("optimizer", {}).get("learning_rate")
-    trains = run["method"] not in METHODS or METHODS[run["method"]].facts.trains
+    rate = config.get("optimizer", {}).get("learning_rate")
+    trains = method not in METHODS or METHODS[method].facts.trains
     return float(rate) if trains and rate is not None else None
 
 

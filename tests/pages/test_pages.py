@@ -557,6 +557,8 @@ def test_a_setting_is_used_from_the_next_step_on_shown_with_its_step_and_undone_
     at.run()
     assert "Step 7: learning rate" in shown(at) and "From step 7 on" not in shown(at)
     assert view.load(store, run_id).budget == 0.5, "the newest budget counts"
+    (row,) = table_of(opened("runs", store))
+    assert row["learning rate"][0] == "2e-4"
     next(b for b in at.button if (b.key or "").startswith("undo ")).click().run()
     assert store.commands(run_id)[-1]["payload"] == {"set": before}
 
