@@ -87,14 +87,14 @@ def _copy_history(conn: sqlite3.Connection, parent: str, child: str, step: int) 
         (*given, *COPIED_EVENTS),
     )
     columns = [row[1] for row in conn.execute("PRAGMA table_info(responses)")]
-    kept = ", ".join(name for name in columns if name not in ("run_id", "prompt_id"))
+    copied = ", ".join(name for name in columns if name not in ("run_id", "prompt_id"))
     wordings = conn.execute("SELECT * FROM prompts WHERE run_id = ? AND from_step <= ? ORDER BY id", (parent, step))
     for row in dicts(wordings):
         until = row["to_step"] if row["to_step"] is not None and row["to_step"] <= step else None
         steps = (row["from_step"], until)
         prompt_id = insert_prompt(conn, child, row["slot"], row["version"], row["role"], row["text"], steps)
         conn.execute(
-            f"INSERT INTO responses (run_id, prompt_id, {kept}) SELECT ?, ?, {kept} FROM responses"
+            f"INSERT INTO responses (run_id, prompt_id, {copied}) SELECT ?, ?, {copied} FROM responses"
             " WHERE run_id = ? AND prompt_id = ? AND step <= ?",
             (child, prompt_id, parent, row["id"], step),
         )

@@ -8,9 +8,8 @@ from typing import Any
 import streamlit as st
 
 from pages.run.view import View
-from pages.setup.knobs import WORDS, Field, fields_of, name_of, plain, step_of, value_of
+from pages.setup.knobs import Field, fields_of, name_of, plain, step_of, text_of, value_of
 from pages.shared import page
-from pages.shared.format import setting
 from pages.shared.html import element
 from unlearn_core.settings.changes import CHANGEABLE
 from unlearn_core.settings.errors import ConfigError
@@ -80,7 +79,7 @@ def _draw_changes(view: View, ask: Change) -> None:
     """What has changed and when, the newest first, each with a way back; before them, what will."""
     for change in view.run["config"].get("changes", ()):
         if change["step"] > view.last_step:
-            names = ", ".join(f"{_name(path)} {_text(path, value)}" for path, value in change["set"].items())
+            names = ", ".join(f"{_name(path)} {text_of(path, value)}" for path, value in change["set"].items())
             st.html(element("p.quiet", f"From step {change['step']} on: {names}"))
     for event in [event for event in view.events if event["kind"] == "changed"][: -SHOWN_CHANGES - 1 : -1]:
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -94,16 +93,10 @@ def words(payload: Mapping[str, Any]) -> str:
     before, after = payload.get("before", {}), payload.get("set", {})
     kinds = "guard_rail.kind" in after
     shown = [path for path in after if not (kinds and path.startswith("guard_rail.") and path != "guard_rail.kind")]
-    return ", ".join(f"{_name(path)} {_text(path, before.get(path))} → {_text(path, after[path])}" for path in shown)
+    return ", ".join(
+        f"{_name(path)} {text_of(path, before.get(path))} → {text_of(path, after[path])}" for path in shown
+    )
 
 
 def _name(path: str) -> str:
     return name_of(path).strip("“”")
-
-
-def _text(path: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, int | float):
-        return setting(value)
-    return WORDS.get(path, {}).get(str(value), str(value))

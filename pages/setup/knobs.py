@@ -146,11 +146,7 @@ class Field(NamedTuple):
 
     def text_of(self, value: Any) -> str:
         """A value in words."""
-        if isinstance(value, bool):
-            return "on" if value else "off"
-        if isinstance(value, int | float):
-            return setting(value)
-        return WORDS.get(self.path, {}).get(value, str(value).replace("_", " ") if self.choices else str(value))
+        return text_of(self.path, value, bool(self.choices))
 
     def offered(self, value: Any) -> str:
         """A choice with what it does."""
@@ -169,6 +165,15 @@ class Field(NamedTuple):
         """Its help text and its range."""
         allowed = f"Range: {setting(self.low)} to {setting(self.high or math.inf)}." if self.low is not None else ""
         return " ".join(filter(None, (self.help, allowed)))
+
+
+def text_of(path: str, value: Any, is_choice: bool = False) -> str:
+    """A setting's value in words, by its path in the run file."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, int | float):
+        return setting(value)
+    return WORDS.get(path, {}).get(value, str(value).replace("_", " ") if is_choice else str(value))
 
 
 @lru_cache

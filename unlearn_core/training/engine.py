@@ -291,8 +291,9 @@ class Unlearner:
         """
         if not any(change.step == step for change in self.plan.changes):
             return {}
-        before, after = differing(self.config.to_dict(), self.plan.at(step).to_dict())
-        self._take_settings(self.plan.at(step))
+        config = self.plan.at(step)
+        before, after = differing(self.config.to_dict(), config.to_dict())
+        self._take_settings(config)
         return {"before": before, "set": after} if after else {}
 
     def _take_settings(self, config: RunConfig, fresh: bool = True) -> None:
